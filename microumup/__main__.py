@@ -1,0 +1,39 @@
+"""`python -m microumup NAME …`, also installed as `microumup NAME …`: every command, by name."""
+
+import sys
+from importlib import import_module
+
+from microumup import __version__, cli
+
+COMMANDS = {
+    "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
+    "generate": ("microumup.generate", "let a trained model continue a text"),
+    "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
+    "scales": ("microumup.lab.scales", "RMS and FP8 range of every tensor that a linear multiplies"),
+}
+
+
+def dispatch() -> int:
+    """Run the command that the first argument names, or list them all."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"microumup {__version__}: u-µP, the paper as running code\n\nusage: microumup COMMAND [--help]\n")
+        print("\n".join(f"  {command:<12}{line}" for command, (_, line) in COMMANDS.items()))
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        print(f"microumup: there is no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    status: int = import_module(COMMANDS[name][0]).main(rest)
+    return status
+
+
+def main() -> None:
+    """The console script."""
+    cli.run(dispatch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Where arrays live: NumPy on a CPU, CuPy on a GPU. The only module that imports cupy.
+
+The rest of the package writes `xp = xp_of(x)` and calls `xp.exp`, `xp.zeros`, … : the same line runs on both.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]  # a numpy array, or a cupy array where there is a GPU
+
+GPU_HINT = "install CuPy for your driver, pip install 'microumup[gpu13]' (CUDA 13) or 'microumup[gpu]' (CUDA 12)"
+
+
+def xp_of(array: Array) -> Any:
+    """The module whose functions fit `array`: `numpy` or `cupy`."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def choose_device(name: str) -> str:
+    """Turn `auto`, `cpu` or `gpu` into `cpu` or `gpu`. `auto` is `gpu` where CuPy finds one.
+
+    Raises ValueError when `gpu` is asked for and CuPy is missing, or finds no driver or no device.
+    """
+    if name not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"--device: {name!r} is not one of auto, cpu, gpu")
+    if name == "cpu":
+        return "cpu"
+    problem = _gpu_problem()
+    if problem and name == "gpu":
+        raise ValueError(f"--device gpu: {problem}; {GPU_HINT}, or use --device cpu")
+    return "cpu" if problem else "gpu"
+
+
+def _gpu_problem() -> str:
+    """Why no GPU can be used here, in a few words; empty when one can."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError:
+        return "CuPy is not installed"
+    try:
+        found = cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception as error:  # cupy raises its own types for a missing or too old driver: name them, any of them
+        return f"CuPy finds no usable driver ({str(error).splitlines()[0]})"
+    return "" if found else "CuPy finds no GPU"
+
+
+def to_device(array: Array, device: str) -> Array:
+    """`array` in the memory of `device` (`cpu` or `gpu`); no copy where it is already there."""
+    return importlib.import_module("cupy").asarray(array) if device == "gpu" else array
+
+
+def to_host(array: Array) -> Array:
+    """`array` as a numpy array; no copy where it already is one."""
+    return array if isinstance(array, (np.ndarray, np.generic)) else array.get()
+
+
+def scatter_add(rows: int, index: Array, values: Array) -> Array:
+    """out[i] = the sum of values[j] over all j with index[j] == i. index (N,), values (N, D) -> out (rows, D).
+
+    Sorting first makes the order of the additions, and so the last bit of the result, the same on every run,
+    on a GPU too, where an atomic scatter-add would not.
+    """
+    xp = xp_of(values)
+    order = xp.argsort(index, kind="stable")
+    ids = index[order]
+    starts = xp.flatnonzero(xp.concatenate((xp.ones(1, dtype=bool), ids[1:] != ids[:-1])))
+    out = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
+    out[ids[starts]] = xp.add.reduceat(values[order], starts, axis=0)
+    return out

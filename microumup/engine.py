@@ -1,0 +1,126 @@
+"""The whole autograd engine: a Tensor, a way to make ops, and the walk back over the tape.
+
+It knows no op and no multiplier. An op is a pair of pure array functions:
+
+    forward(*arrays, **settings) -> (y, saved)        saved is all that backward will need, an explicit tuple
+    backward(dy, saved) -> (dx, ...)                  one gradient per array, None for integer arrays
+
+`primitive(forward, backward)` makes of such a pair an op that also takes Tensors and remembers what it did.
+"""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from microumup.backend import Array, xp_of
+
+Forward = Callable[..., tuple[Array, Any]]
+Backward = Callable[[Array, Any], tuple[Array | None, ...]]
+
+_clock = count()
+
+
+class Tensor:
+    """An array that gradients flow to, and how it was made.
+
+    Made by hand it is a leaf: a parameter, or an input to differentiate with respect to. `backpropagate` puts the
+    gradient into `grad`, same shape and dtype as `data`. Tensors that an op returned have `op`, `inputs` and
+    `saved`. One whose inputs hold no Tensor is a constant: it has no tape behind it and gets no gradient.
+    """
+
+    __slots__ = ("_backward", "_owns_grad", "constant", "data", "grad", "inputs", "name", "op", "order", "saved")
+
+    def __init__(self, data: Array, name: str = "", *, constant: bool = False) -> None:
+        self.data = data
+        self.name = name
+        self.constant = constant
+        self.grad: Array | None = None
+        self.op = ""
+        self.inputs: tuple[Tensor | Array, ...] = ()
+        self.saved: Any = None
+        self.order = next(_clock)  # an op is younger than its inputs: sorting by age is a topological order
+        self._backward: Backward | None = None
+        self._owns_grad = False
+
+    def accumulate(self, grad: Array) -> None:
+        """Add `grad`. The first one is stored as it is; it may be shared, so only our own sum is added to in place."""
+        if self.grad is None:
+            self.grad = grad
+        elif self._owns_grad:
+            self.grad += grad
+        else:
+            self.grad = self.grad + grad
+            self._owns_grad = True
+
+    def clear_grad(self) -> None:
+        self.grad, self._owns_grad = None, False
+
+    def __repr__(self) -> str:
+        label = self.name or self.op or ("constant" if self.constant else "leaf")
+        return f"Tensor({label}, {self.data.shape}, {self.data.dtype})"
+
+
+def primitive(forward: Forward, backward: Backward) -> Callable[..., Tensor]:
+    """The op made of `forward` and `backward`. Arrays and Tensors are positional, settings are keywords."""
+    name = forward.__name__.removesuffix("_forward")
+
+    def op(*inputs: Tensor | Array, **settings: Any) -> Tensor:
+        y, saved = forward(*(x.data if isinstance(x, Tensor) else x for x in inputs), **settings)
+        constant = all(not isinstance(x, Tensor) or x.constant for x in inputs)
+        out = Tensor(y, constant=constant)
+        out.op = name
+        if not constant:
+            out.inputs, out.saved, out._backward = inputs, saved, backward
+        return out
+
+    op.__name__ = op.__qualname__ = name
+    op.__doc__ = f"{forward.__doc__ or ''}\n\nTakes Tensors or arrays, returns a Tensor."
+    return op
+
+
+def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = False) -> None:
+    """Add the gradient of `y` to the `grad` of every leaf behind it.
+
+    `cotangent` is what the gradient of y itself is: 1 for a loss, and needed when y is no scalar. The walk lets go
+    of every gradient and every saved array as soon as it has been used; with `keep` they all stay, so that they can
+    be looked at. Raises ValueError for a constant, a missing or misshapen cotangent, a tape walked before, and an op
+    whose backward returns gradients of the wrong number or shape.
+    """
+    if y.constant:
+        raise ValueError("backpropagate: y was made from arrays alone; wrap what you differentiate by in a Tensor")
+    if cotangent is None and y.data.shape != ():
+        raise ValueError(f"backpropagate: y has shape {y.data.shape}, not (); pass cotangent=, an array of that shape")
+    cotangent = xp_of(y.data).ones_like(y.data) if cotangent is None else cotangent
+    if cotangent.shape != y.data.shape:
+        raise ValueError(f"backpropagate: the cotangent has shape {cotangent.shape}, y has {y.data.shape}")
+    y.accumulate(cotangent)
+    tape = _tape(y)
+    while tape:
+        node = tape.pop()  # the youngest left: everything made from it has already passed its gradient on
+        if node._backward is None:
+            raise ValueError(f"backpropagate: the tape behind {node!r} was walked before; run the forward pass again")
+        assert node.grad is not None
+        grads, node._backward = node._backward(node.grad, node.saved), None
+        if len(grads) != len(node.inputs):
+            raise ValueError(f"{node.op}: backward returned {len(grads)} gradients for {len(node.inputs)} inputs")
+        for position, (x, grad) in enumerate(zip(node.inputs, grads, strict=True)):
+            if not isinstance(x, Tensor) or x.constant:
+                continue
+            if grad is None or grad.shape != x.data.shape:
+                found = "None" if grad is None else str(grad.shape)
+                raise ValueError(f"{node.op}: gradient of input {position} is {found}, the input has {x.data.shape}")
+            x.accumulate(grad)
+        if not keep:
+            node.clear_grad()
+            node.saved = None
+
+
+def _tape(y: Tensor) -> list[Tensor]:
+    """Every op between the leaves and `y`, oldest first. No recursion, so depth costs no stack."""
+    found, todo = {y}, [y]
+    while todo:
+        for x in todo.pop().inputs:
+            if isinstance(x, Tensor) and not x.constant and x not in found:
+                found.add(x)
+                todo.append(x)
+    return sorted((t for t in found if t.op), key=lambda t: t.order)

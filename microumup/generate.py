@@ -1,0 +1,91 @@
+"""Text from a trained model: `python -m microumup generate RUN_DIR --prompt "The people "`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from microumup import checkpoint, cli
+from microumup.backend import Array, choose_device, to_device, to_host, xp_of
+from microumup.data import Tokenizer, load_tokenizer
+from microumup.model import Cache, ModelConfig, forward, too_small, weights
+
+
+def generate(
+    params: dict[str, Array], config: ModelConfig, prompt: Sequence[int] | Array, count: int, *,
+    temperature: float = 1.0, top_k: int = 0, seed: int = 0, use_cache: bool = True,
+) -> list[int]:  # fmt: skip
+    """`count` tokens that continue `prompt` (at least one token). The same seed gives the same tokens.
+
+    Each is drawn from softmax(α_loss-softmax · logits / temperature), of the `top_k` likeliest tokens alone if top_k
+    is not 0; temperature 0 takes the likeliest. The model sees at most its seq_len tokens: when they are full, the
+    latest half is kept and the cache is built anew. Without the cache the same tokens come out, in more time.
+    """
+    tokens, start, cache = list(map(int, prompt)), 0, Cache()
+    if not tokens:
+        raise ValueError("--prompt: is empty; give at least one character to continue")
+    rng = np.random.default_rng(seed)
+    xp = xp_of(params["embedding"])
+    for _ in range(count):
+        if len(tokens) - start > config.seq_len:
+            start, cache = len(tokens) - config.seq_len // 2, Cache()
+        new = tokens[start + cache.length :] if use_cache else tokens[start:]
+        logits = forward(params, xp.asarray(np.array([new])), config, cache if use_cache else None).data[0, -1]  # (V,)
+        tokens.append(_draw(config.alpha_loss_softmax * to_host(logits).astype(np.float64), temperature, top_k, rng))
+    return tokens[len(tokens) - count :]
+
+
+def _draw(logits: Array, temperature: float, top_k: int, rng: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    if 0 < top_k < len(logits):
+        logits = np.where(logits < np.partition(logits, -top_k)[-top_k], -np.inf, logits)
+    p = np.exp((logits - logits.max()) / temperature).cumsum()
+    return int(np.searchsorted(p, rng.random() * p[-1], side="right"))
+
+
+def load_run(run_dir: Path, device: str = "cpu") -> tuple[ModelConfig, dict[str, Array], Tokenizer]:
+    """The model of a run directory: config, params and tokenizer. Raises ValueError when there is none."""
+    arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
+    config = ModelConfig(**info["model"])
+    params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
+    return config, params, load_tokenizer(run_dir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `generate`."""
+    parser = cli.Parser("generate", "Let a trained model continue a text. The same seed gives the same continuation.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run directory that train wrote")
+    parser.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
+    parser.add_argument("--tokens", type=cli.whole, default=400, metavar="N", help="tokens to add (default: 400)")
+    parser.add_argument(
+        "--temperature", type=cli.number, default=0.8, metavar="X",
+        help="below 1 safer, above 1 wilder, 0 always the likeliest (default: 0.8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top-k", type=cli.whole, default=0, metavar="N", help="of the N likeliest only (default: all)"
+    )
+    parser.add_argument("--seed", type=cli.whole, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: prompt, text, tokens, seed")
+    args = parser.parse_args(argv)
+    with cli.bad_input(parser):
+        for name, least in (("tokens", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
+            if not getattr(args, name) >= least:
+                raise ValueError(too_small(name, getattr(args, name), least))
+        config, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
+        prompt = tokenizer.encode(args.prompt)
+        tokens = generate(
+            params, config, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
+        )
+    text = tokenizer.decode(tokens)
+    if args.json:
+        print(json.dumps({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))
+    else:
+        print(args.prompt + text)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,98 @@
+"""AdamW and SGD: a learning rate per weight from the table, weight decay independent of it (Table 6).
+
+    s(t)     the schedule, in [0, 1]:  linear warm-up, then a cosine down to 10 %
+    AdamW    w <- w - s η C m̂/(√v̂ + ε)  - s λ w
+    SGD      w <- w - s η (g / c_W)      - s λ w
+
+Neither η nor C multiplies λ: that is what makes the decay independent, and keeps it unchanged when a factor moves
+between multiplier, init and learning rate (abc-symmetry).
+"""
+
+from math import cos, pi
+
+from microumup.backend import Array, xp_of
+
+Arrays = dict[str, Array]
+Factors = dict[str, float]
+
+
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """s(t) of update `step` = 0 … steps - 1: up to 1 over `warmup_steps` updates, then a cosine to 0.1 at the last."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step + 1 - warmup_steps) / (steps - warmup_steps)
+    return 0.1 + 0.45 * (1 + cos(pi * progress))
+
+
+class AdamW:
+    """Adam with decoupled, independent weight decay. Writes to `params` in place.
+
+    `lr_factors` are the C of the table (`Weight.C`), `lr` is η, `weight_decay` is λ: the share of every weight that
+    one update takes away at s = 1.
+    """
+
+    def __init__(
+        self, params: Arrays, lr_factors: Factors, *, lr: float, weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+    ) -> None:  # fmt: skip
+        self.params, self.lr_factors = params, lr_factors
+        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
+        self.updates = 0
+        self.m = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
+        self.v = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
+
+    def step(self, grads: Arrays, s: float) -> None:
+        """One update. grads has the shapes of params; s is the schedule's value."""
+        self.updates += 1
+        beta1, beta2 = self.betas
+        m_bias, v_bias = 1 - beta1**self.updates, 1 - beta2**self.updates
+        for name, w in self.params.items():
+            g, m, v, xp = grads[name], self.m[name], self.v[name], xp_of(w)
+            m += (1 - beta1) * (g - m)
+            v += (1 - beta2) * (g * g - v)
+            # m̂/(√v̂ + ε), the bias of v taken out after the root
+            update = xp.sqrt(v)
+            update *= v_bias**-0.5
+            update += self.eps
+            xp.divide(m, update, out=update)
+            update *= s * self.lr * self.lr_factors[name] / m_bias
+            if self.weight_decay:
+                w *= 1 - s * self.weight_decay
+            w -= update
+
+    def state(self) -> Arrays:
+        """What a checkpoint keeps, beside the params and the number of updates."""
+        return {f"{kind}/{name}": a for kind, arrays in (("m", self.m), ("v", self.v)) for name, a in arrays.items()}
+
+    def load_state(self, state: Arrays, updates: int) -> None:
+        self.updates = updates
+        for name in self.params:
+            self.m[name], self.v[name] = state[f"m/{name}"], state[f"v/{name}"]
+
+
+class SGD:
+    """Gradient descent on the true gradient: each g is divided by its constant c_W first (App. A.4).
+
+    `gradient_constants` are `model.gradient_constants(config, tokens per batch)`. The C of the table are Adam's
+    and are not used: SGD's learning rate does not transfer over width by them.
+    """
+
+    def __init__(self, params: Arrays, gradient_constants: Factors, *, lr: float, weight_decay: float = 0.0) -> None:
+        self.params, self.gradient_constants = params, gradient_constants
+        self.lr, self.weight_decay = lr, weight_decay
+        self.updates = 0
+
+    def step(self, grads: Arrays, s: float) -> None:
+        """One update. grads has the shapes of params; s is the schedule's value."""
+        self.updates += 1
+        for name, w in self.params.items():
+            if self.weight_decay:
+                w *= 1 - s * self.weight_decay
+            w -= (s * self.lr / self.gradient_constants[name]) * grads[name]
+
+    def state(self) -> Arrays:
+        """SGD remembers nothing but the number of updates."""
+        return {}
+
+    def load_state(self, state: Arrays, updates: int) -> None:
+        self.updates = updates

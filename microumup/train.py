@@ -1,0 +1,310 @@
+"""The training loop, and `python -m microumup.train`.
+
+A run directory holds config.json (every option), metrics.jsonl (a line a step), checkpoint.safetensors (to resume
+from) and, when it is finished, result.json. A run is a function of its config: batches and initial weights are drawn
+from the seed and the step alone, so a run that was cut off and resumed ends in the same bits as one that was not.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from math import isfinite, sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from microumup import __version__, checkpoint, cli
+from microumup.backend import Array, choose_device, to_device, xp_of
+from microumup.data import Corpus, batch, load_corpus, windows
+from microumup.engine import Tensor, backpropagate
+from microumup.generate import generate
+from microumup.model import ModelConfig, gradient_constants, init_params, loss, option, option_name, too_small, weights
+from microumup.optim import SGD, AdamW, schedule
+from microumup.parametrization import SCHEMES
+
+Result = dict[str, Any]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},  # the defaults below
+    "laptop": {"width": 128, "layers": 4, "head_dim": 32, "seq_len": 128, "batch_size": 16, "steps": 2000},
+    "paper": {  # Table 6
+        "width": 256, "layers": 4, "head_dim": 64, "seq_len": 256, "batch_size": 64, "steps": 8192,
+        "corpus": "wikitext-103", "vocab_size": 32_000,
+    },
+}  # fmt: skip
+
+
+TYPICAL_LR = ", ".join(f"{row.typical_lr:.3g} for {name}" for name, row in SCHEMES.items())
+
+
+@dataclass(frozen=True)
+class TrainConfig(ModelConfig):
+    """The training. A model and how it is trained; raises ValueError, naming the option, for what cannot be."""
+
+    corpus: str = option("sotu", "sotu (State of the Union, shipped) or wikitext-103 (downloaded)")
+    text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus")
+    batch_size: int = option(16, "B, sequences in a batch")
+    steps: int = option(1000, "updates")
+    lr: float | None = option(None, f"η, peak of the global learning rate: 1.5, 2^1.5 or 2**-7 (default: {TYPICAL_LR})")
+    warmup: float = option(2000 / 8192, "share of the steps in which the learning rate rises; then a cosine to 10 %")
+    weight_decay: float = option(2**-13, "λ, share of a weight that a step at the peak takes away, whatever η; 2^-13")
+    optimizer: str = option("adamw", "adamw, or sgd (divides each gradient by its known constant; name an --lr)")
+    seed: int = option(0, "of the initial weights and the batches")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(too_small(name, getattr(self, name), least))
+        for name in ("warmup", "weight_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{option_name(name)}: {getattr(self, name)} is no share; use 0 to 1")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"--optimizer: {self.optimizer!r} is unknown; choose from adamw, sgd")
+        if self.lr is None and self.optimizer == "sgd":
+            raise ValueError("--lr: name one for --optimizer sgd; the schemes' defaults are AdamW's")
+        if self.lr is None:
+            object.__setattr__(self, "lr", SCHEMES[self.scheme].typical_lr)
+        if not (isfinite(self.eta) and self.eta > 0):
+            raise ValueError(f"--lr: {self.lr} is not a positive finite number")
+
+    @property
+    def eta(self) -> float:
+        """η, with the scheme's default put in."""
+        assert self.lr is not None
+        return self.lr
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite. `step` is the update it was found at; the message says what to try."""
+
+    def __init__(self, step: int, value: float, config: TrainConfig) -> None:
+        super().__init__(
+            f"the loss is {value} at step {step}; try a lower --lr than {config.eta:g} or a longer --warmup"
+        )
+        self.step = step
+
+
+class Trainer:
+    """What a run has in hand: the weights, the optimizer, the corpus. `update(step)` is the whole of training."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: str = "cpu") -> None:
+        self.config, self.corpus, self.device = config, corpus, device
+        self.params = {name: to_device(w, device) for name, w in init_params(config, config.seed).items()}
+        constants = gradient_constants(config, config.batch_size * config.seq_len)
+        lr_factors = {name: w.C for name, w in weights(config).items()}
+        eta, decay = config.eta, config.weight_decay
+        self.optimizer: AdamW | SGD
+        if config.optimizer == "adamw":
+            self.optimizer = AdamW(self.params, lr_factors, lr=eta, weight_decay=decay)
+        else:
+            self.optimizer = SGD(self.params, constants, lr=eta, weight_decay=decay)
+
+    def update(self, step: int, *, watch: Callable[[int, Tensor], None] | None = None) -> tuple[float, float, float]:
+        """One step: the loss before it, the gradient's norm as the optimizer sees it, and the schedule's value.
+
+        `watch(step, loss)` is called before the weights change, with the whole tape and its gradients kept.
+        """
+        c = self.config
+        tokens, targets = batch(self.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=step)
+        params = {name: Tensor(w, name) for name, w in self.params.items()}
+        out = loss(params, to_device(tokens, self.device), to_device(targets, self.device), c)
+        value = float(out.data)
+        if not isfinite(value):
+            raise Diverged(step, value, c)
+        backpropagate(out, keep=watch is not None)
+        if watch:
+            watch(step, out)
+        grads = {name: t.grad for name, t in params.items() if t.grad is not None}
+        s = schedule(step, c.steps, round(c.warmup * c.steps))
+        self.optimizer.step(grads, s)
+        return value, _norm(grads), s
+
+    def validate(self, batches: int = 32) -> float:
+        """Mean loss over `batches` batches spread evenly over the validation text."""
+        c, losses = self.config, []
+        for tokens, targets in windows(self.corpus.valid, seq_len=c.seq_len, batch_size=c.batch_size, count=batches):
+            out = loss(self.params, to_device(tokens, self.device), to_device(targets, self.device), c)
+            losses.append(float(out.data))
+        return sum(losses) / len(losses)
+
+    def save(self, path: Path, step: int, seconds: float) -> None:
+        """A checkpoint of the state after `step` updates."""
+        arrays = {f"params/{name}": w for name, w in self.params.items()} | self.optimizer.state()
+        model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
+        checkpoint.save(path, arrays, {"model": model, "step": step, "seconds": seconds, "microumup": __version__})
+
+    def load(self, path: Path) -> tuple[int, float]:
+        """Continue from a checkpoint: the number of updates behind it, and the seconds they took."""
+        arrays, info = checkpoint.load(path)
+        arrays = {name: to_device(array, self.device) for name, array in arrays.items()}
+        for name in self.params:
+            self.params[name] = arrays[f"params/{name}"]
+        self.optimizer.load_state(arrays, info["step"])
+        return info["step"], info["seconds"]
+
+
+def _norm(grads: dict[str, Array]) -> float:
+    return sqrt(sum(float(xp_of(g).vdot(g, g)) for g in grads.values()))
+
+
+def train(
+    config: TrainConfig, corpus: Corpus, run_dir: Path | None = None, *, device: str = "cpu", quiet: bool = True,
+    save_every: int = 250, watch: Callable[[int, Tensor], None] | None = None, watch_every: int = 0,
+) -> tuple[Trainer, Result]:  # fmt: skip
+    """Train to the end, and say how it went. With a `run_dir` that holds a checkpoint, continue from there.
+
+    Without a run directory nothing is written. `watch` is called every `watch_every` steps and at the last one.
+    Raises Diverged when the loss is no number any more.
+    """
+    c, trainer, losses, start, before = config, Trainer(config, corpus, device), [], 0, 0.0
+    tokens_per_step = c.batch_size * c.seq_len
+    saved = run_dir / "checkpoint.safetensors" if run_dir else None
+    metrics = run_dir / "metrics.jsonl" if run_dir else None
+    if saved and metrics and saved.exists():
+        start, before = trainer.load(saved)
+        lines = metrics.read_text().splitlines()[:start]
+        losses = [json.loads(line)["loss"] for line in lines]
+        metrics.write_text("".join(line + "\n" for line in lines))
+    began = last = perf_counter()
+    bar = tqdm(total=c.steps, initial=start, disable=True if quiet else None, unit="step", dynamic_ncols=True)
+    log = metrics.open("a" if start else "w", buffering=1) if metrics else None
+    try:
+        for step in range(start, c.steps):
+            watched = watch if watch_every and (step % watch_every == 0 or step == c.steps - 1) else None
+            value, norm, s = trainer.update(step, watch=watched)
+            losses.append(value)
+            now = perf_counter()
+            speed, last = tokens_per_step / (now - last), now
+            if log:
+                line = {
+                    "step": step,
+                    "loss": value,
+                    "lr": s * c.eta,
+                    "grad_norm": norm,
+                    "tokens_per_second": round(speed),
+                }
+                log.write(json.dumps(line) + "\n")
+            if saved and ((step + 1) % save_every == 0 or step + 1 == c.steps):
+                trainer.save(saved, step + 1, before + now - began)
+            bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+    finally:
+        bar.close()
+        if log:
+            log.close()
+    seconds = before + perf_counter() - began
+    tail = losses[-max(1, round(0.05 * c.steps)) :]
+    return trainer, {
+        "scheme": c.scheme, "width": c.width, "steps": c.steps, "tokens": c.steps * tokens_per_step,
+        "loss_first": losses[0], "loss_final": sum(tail) / len(tail), "loss_valid": trainer.validate(),
+        "seconds": round(seconds, 3), "tokens_per_second": round(c.steps * tokens_per_step / seconds),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def new_run_dir(out: Path | None, config: TrainConfig) -> Path:
+    """Make the run directory `out`, or runs/DATE-TIME-SCHEME-wWIDTH, and write config.json into it.
+
+    Raises ValueError when `out` exists and is not empty: nothing is ever overwritten.
+    """
+    if out is None:
+        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.scheme}-w{config.width}"
+        taken = sum(1 for _ in Path("runs").glob(f"{stem}*"))
+        out = Path("runs") / (f"{stem}-{taken + 1}" if taken else stem)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        unfinished = (out / "config.json").exists() and not (out / "result.json").exists()
+        mend = f"continue it with --resume {out}, or name another" if unfinished else "name another"
+        raise ValueError(f"--out: {out} exists and is not an empty directory; {mend}")
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(out / "config.json", asdict(config))
+    return out
+
+
+def resumed_config(run_dir: Path) -> TrainConfig:
+    """The config of an unfinished run. Raises ValueError when there is none, or it is finished."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise ValueError(f"--resume: {run_dir} holds no run, there is no config.json in it")
+    if (run_dir / "result.json").exists():
+        raise ValueError(f"--resume: the run in {run_dir} is finished; see its result.json")
+    try:
+        options = json.loads(path.read_text())
+        return TrainConfig(**options | {"text": tuple(options["text"])})
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"--resume: {path} is not a config of microumup {__version__} ({error})") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `train`."""
+    parser = cli.Parser(
+        "train",
+        "Train a Llama on text. Without options: u-µP on State of the Union addresses, under a minute on a laptop.",
+        "  microumup train --width 128 --lr 2^0.5        the same learning rate at twice the width: what u-µP is for\n"
+        "  microumup train --scheme sp --width 128       and what happens without it\n"
+        "  microumup train --fp8 fp8                     every linear's x, w and dy cast to FP8\n"
+        "  microumup train --text my_novel.txt           on a text of your own",
+    )
+    sizes = "tiny: under a minute (default); laptop: minutes; paper: Table 6, for a GPU; other options override it"
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help=sizes)
+    cli.add_options(parser, TrainConfig)
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its options")
+    parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line")
+    args = parser.parse_args(argv)
+    say = cli.say(args.quiet)
+    with cli.bad_input(parser):
+        options = cli.given(args, TrainConfig)
+        if args.save_every < 1:
+            raise ValueError(too_small("save_every", args.save_every, 1))
+        if args.resume and (options or args.out):
+            extra = ", ".join(map(option_name, (*options, *(["out"] if args.out else []))))
+            raise ValueError(f"--resume: takes its options from the run; leave out {extra}")
+        config = resumed_config(args.resume) if args.resume else TrainConfig(**PRESETS[args.preset] | options)
+        device = choose_device(args.device)
+        text = [Path(path) for path in config.text]
+        corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
+        run_dir = args.resume or new_run_dir(args.out, config)
+        corpus.tokenizer.save(run_dir)
+
+    count = sum(int(np.prod(w.shape)) for w in weights(config).values())
+    c = config
+    say(
+        f"{c.scheme}, {c.layers} layers of width {c.width}, {count:,} parameters; lr {c.eta:g}, seed {c.seed}; {device}"
+    )
+    say(f"{corpus.name}, {len(corpus.train):,} training tokens; {c.steps} steps of {c.batch_size} x {c.seq_len} tokens")
+    say(f"writing to {run_dir}")
+    try:
+        trainer, result = train(config, corpus, run_dir, device=device, quiet=args.quiet, save_every=args.save_every)
+    except Diverged as error:
+        print(f"microumup train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"microumup train: interrupted; continue with --resume {run_dir}", file=sys.stderr)
+        return 130
+    result["run_dir"] = str(run_dir)
+    checkpoint.write_json(run_dir / "result.json", result)
+    first, final, valid = (result[f"loss_{which}"] for which in ("first", "final", "valid"))
+    say(f"loss {first:.3f} -> {final:.3f} nats per token (mean of the last 5 % of steps), validation {valid:.3f}")
+    say(f"{result['seconds']:.1f} s, {result['tokens_per_second']:,} tokens/s")
+    if not args.quiet:
+        sample = generate(trainer.params, config, corpus.tokenizer.encode("\n"), 300, temperature=0.8, seed=config.seed)
+        say(f"\n--- a sample; more with: microumup generate {run_dir}\n{corpus.tokenizer.decode(sample)}\n---")
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,172 @@
+from dataclasses import replace
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+from microumup.engine import Tensor, backpropagate
+from microumup.model import Cache, ModelConfig, branches, forward, gradient_constants, init_params, loss, weights
+from microumup.optim import AdamW, schedule
+from microumup.parametrization import SCHEMES
+
+TINY = ModelConfig(width=16, head_dim=8, seq_len=12, vocab_size=19, base_width=8, base_layers=1, scheme="mup")
+# 20 batches of 3 sequences that go up by 7, modulo 19, from a random start: there is something to learn
+TOKENS = (np.random.default_rng(1).integers(0, 19, (20, 3, 1)) + 7 * np.arange(13)) % 19
+
+
+def tiny(scheme: str, **options: Any) -> ModelConfig:
+    base = {"base_width": 8, "base_layers": 1} if "base_width" in SCHEMES[scheme].hyperparameters else {}
+    return ModelConfig(**{"scheme": scheme, "width": 16, "head_dim": 8, "seq_len": 12, "vocab_size": 19} | base | options)
+
+
+# 20 steps in float64: the same on every machine but for the order of additions, which 20 steps of a model this small
+# do not amplify to 1e-9.
+TRAJECTORIES = {
+    "sp": [
+        3.19031540966, 3.10760233611, 3.00840759876, 2.61942685801, 2.38205231014, 2.16845377135, 1.62658671746,
+        1.56634499153, 1.34290147291, 1.14226104145, 0.980172728084, 0.968665232608, 0.998169412666, 0.833802209241,
+        0.857231820022, 0.707209195931, 0.736086415913, 0.860049779099, 0.843535625403, 0.792063899964,
+    ],
+    "mup": [
+        2.91718491458, 2.94760360284, 3.01028564499, 2.88282201301, 2.86446107793, 2.7840949302, 2.59665088188,
+        2.55699404711, 2.52225451867, 2.24896148671, 2.24035594389, 2.13592096802, 2.19245962563, 2.08727911557,
+        2.10981917785, 1.93253274982, 2.0799989628, 2.19692197978, 2.17029789953, 2.11885556942,
+    ],
+    "umup": [
+        2.89984144757, 2.60203136663, 2.19047678867, 1.67069808191, 1.12595883484, 0.661375584959, 0.330854445202,
+        0.172840375608, 0.102064573885, 0.0466578493052, 0.0355311073076, 0.0195267302638, 0.0155176606105, 0.0111322734317,
+        0.0104782426492, 0.00977022221162, 0.00904959161018, 0.00800175268241, 0.00718803259746, 0.00875210420609,
+    ],
+}  # fmt: skip
+
+
+def trajectory(scheme: str) -> list[float]:
+    config = tiny(scheme)
+    params = init_params(config, 3, np.float64)
+    lr_factors = {name: w.C for name, w in weights(config).items()}
+    optimizer = AdamW(params, lr_factors, lr=SCHEMES[scheme].typical_lr, weight_decay=2**-10)
+    losses = []
+    for step, batch in enumerate(TOKENS):
+        tensors = {name: Tensor(w, name) for name, w in params.items()}
+        out = loss(tensors, batch[:, :-1], batch[:, 1:], config)
+        backpropagate(out)
+        optimizer.step({name: t.grad for name, t in tensors.items() if t.grad is not None}, schedule(step, 20, 5))
+        losses.append(float(out.data))
+    return losses
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pinned_trajectory(scheme: str) -> None:
+    assert trajectory(scheme) == pytest.approx(TRAJECTORIES[scheme], rel=1e-9)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_later_token_changes_no_earlier_logit(scheme: str) -> None:
+    config = tiny(scheme)
+    params = init_params(config, 0)
+    tokens = TOKENS[0, :1, :12]
+    changed = tokens.copy()
+    changed[0, 7] = (changed[0, 7] + 1) % 19
+    before, after = forward(params, tokens, config).data, forward(params, changed, config).data
+    assert np.array_equal(before[:, :7], after[:, :7])
+    assert not np.allclose(before[:, 7:], after[:, 7:])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_prefix_has_the_same_logits_at_any_length(scheme: str) -> None:
+    config = tiny(scheme)
+    params = init_params(config, 0, np.float64)
+    tokens = TOKENS[0, :, :12]
+    whole = forward(params, tokens, config).data
+    for length in range(1, 12):
+        prefix = forward(params, tokens[:, :length], config).data
+        assert prefix == pytest.approx(whole[:, :length], abs=1e-13)  # matmuls of other shapes add in another order
+
+
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [11, 1]])
+def test_logits_with_the_cache_are_those_without(pieces: list[int]) -> None:
+    config = tiny("umup")
+    params = init_params(config, 0, np.float64)
+    tokens = TOKENS[0, :, :12]
+    cache, parts = Cache(), []
+    for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
+        parts.append(forward(params, piece, config, cache).data)
+    assert np.concatenate(parts, axis=1) == pytest.approx(forward(params, tokens, config).data, abs=1e-13)
+    assert cache.length == 12
+
+
+def test_mup_at_its_base_shape_is_sp_with_the_same_attention_factor() -> None:
+    sp = tiny("sp")
+    mup = tiny("mup", base_width=16, base_layers=2, alpha_attn_softmax=sqrt(8))  # √K/K is 1/√K
+    params = init_params(sp, 0, np.float64)
+    assert all(np.array_equal(w, params[name]) for name, w in init_params(mup, 0, np.float64).items())
+    expected = forward(params, TOKENS[0], sp).data
+    assert forward(params, TOKENS[0], mup).data == pytest.approx(expected, rel=1e-12)
+
+
+def test_initial_weights_have_the_std_of_the_table_and_depend_on_the_seed_and_name_alone() -> None:
+    wide = replace(TINY, width=256)
+    params = init_params(wide, 0)
+    for name, w in weights(wide).items():
+        assert params[name].shape == w.shape
+        assert abs(params[name].std() / w.init_std - 1) < 0.05  # at least 19 · 256 draws: 1 % apart, five times
+    assert np.array_equal(init_params(replace(wide, layers=1), 0)["head"], params["head"])
+    assert not np.array_equal(params["layer0.q"], params["layer0.k"])
+    assert not np.array_equal(init_params(wide, 1)["head"], params["head"])
+
+
+def test_params_as_arrays_keep_no_tape() -> None:
+    out = forward(init_params(TINY, 0), TOKENS[0], TINY)
+    assert out.constant
+    assert out.inputs == ()
+
+
+def test_the_paper_preset_has_llama_shapes() -> None:
+    shapes = {name: w.shape for name, w in weights(ModelConfig(width=256, layers=4, head_dim=64, vocab_size=32000)).items()}
+    assert shapes["embedding"] == shapes["head"] == (32000, 256)
+    assert shapes["layer3.q"] == shapes["layer0.o"] == (256, 256)
+    assert shapes["layer0.gate"] == shapes["layer0.up"] == (704, 256)
+    assert shapes["layer0.down"] == (256, 704)
+    assert len(shapes) == 2 + 4 * 7
+
+
+@pytest.mark.parametrize("scheme", ["sp", "mup"])
+def test_plain_schemes_have_true_gradients(scheme: str) -> None:
+    assert set(gradient_constants(tiny(scheme), 36).values()) == {1.0}
+
+
+def test_branches_alternate_attention_and_ffn() -> None:
+    a = [scale.a for scale in branches(tiny("umup", alpha_res_attn_ratio=4.0))]
+    assert a[0] > 2 * a[1]
+    assert a[2] > 2 * a[3]
+
+
+BAD = {
+    "--scheme: 'mupp' is unknown": {"scheme": "mupp"},
+    "--width: 60 is not a multiple of --head-dim 16": {"width": 60},
+    "--width: 0 is too small": {"width": 0},
+    "--width: 6 is not a multiple of 4": {"width": 6, "head_dim": 2},
+    "--head-dim: 3 is odd": {"head_dim": 3, "width": 12},
+    "--layers: -1 is too small": {"layers": -1},
+    "--seq-len: 1 is too small": {"seq_len": 1},
+    "--alpha-res: -1.0 is not a positive": {"alpha_res": -1.0},
+    "--alpha-res: nan is not a positive": {"alpha_res": float("nan")},
+    "--norm-eps: -1.0 is not a positive": {"norm_eps": -1.0},
+    "--sigma-init: not a hyperparameter of --scheme umup": {"sigma_init": 2.0},
+    "--alpha-res: not a hyperparameter of --scheme mup": {"scheme": "mup", "alpha_res": 2.0},
+    "--base-width: not a hyperparameter of --scheme sp": {"scheme": "sp", "base_width": 64},
+    "--embedding-lr-rule: not a hyperparameter of --scheme sp": {"scheme": "sp", "embedding_lr_rule": False},
+    "there is no recipe 'fp9'": {"fp8": "fp9"},
+}
+
+
+@pytest.mark.parametrize(("message", "options"), list(BAD.items()))
+def test_a_network_that_cannot_be_is_refused_by_name(message: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        ModelConfig(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_tokens_need_a_batch_axis() -> None:
+    with pytest.raises(ValueError, match=r"forward: tokens have shape \(5,\); need \(B, T\)"):
+        forward(init_params(TINY, 0), np.arange(5), TINY)

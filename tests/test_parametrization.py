@@ -1,0 +1,87 @@
+"""One test per cell of the table at the top of parametrization.py, under the name of its place there."""
+
+from math import isclose, sqrt
+
+import pytest
+from microumup.multipliers import residual_multipliers, residual_taus
+from microumup.parametrization import ALIASES, SCHEMES, Shape, Weight, weight, without_embedding_lr_rule
+
+D, F, V, BASE_D, L, BASE_L = 128, 352, 1000, 64, 12, 8
+HPS = {"sigma_init": 0.5, "alpha_emb": 3.0}
+INPUT = Shape(V, D, V, L, BASE_L, **HPS)
+OUTPUT = Shape(D, V, BASE_D, L, BASE_L, **HPS)
+HIDDEN = Shape(D, D, BASE_D, L, BASE_L, in_branch=True, **HPS)
+DOWN = Shape(F, D, 11 * BASE_D / 4, L, BASE_L, in_branch=True, **HPS)
+SHAPES = {"input": INPUT, "output": OUTPUT, "hidden": HIDDEN, "down": DOWN}
+
+depth_lr = sqrt(BASE_L / L)
+CELLS = {  # scheme, weight -> init std, A, A backward, C
+    ("sp", "input"): (1, 1, 1, 1),
+    ("sp", "output"): (D**-0.5, 1, 1, 1),
+    ("sp", "hidden"): (D**-0.5, 1, 1, 1),
+    ("sp", "down"): (F**-0.5, 1, 1, 1),
+    ("mup", "input"): (0.5, 3, 3, 1),
+    ("mup", "output"): (0.5 * BASE_D**-0.5, 1 / 2, 1 / 2, 1),
+    ("mup", "hidden"): (0.5 * BASE_D**-0.5 * sqrt(1 / 2), 1, 1, depth_lr / 2),
+    ("mup", "down"): (0.5 * F**-0.5, 1, 1, depth_lr / 2),
+    ("umup", "input"): (1, 1, 1, D**-0.5),
+    ("umup", "output"): (1, 1 / D, D**-0.5, 1),
+    ("umup", "hidden"): (1, D**-0.5, D**-0.5, D**-0.5 * L**-0.5),
+    ("umup", "down"): (1, F**-0.5, F**-0.5, F**-0.5 * L**-0.5),
+}
+
+
+def cell(scheme: str, place: str) -> Weight:
+    return weight(SCHEMES[scheme], "hidden" if place == "down" else place, SHAPES[place])
+
+
+@pytest.mark.parametrize(("scheme", "place"), CELLS)
+@pytest.mark.parametrize(("index", "part"), list(enumerate(("init_std", "A", "A_backward", "C"))))
+def test_table1(scheme: str, place: str, index: int, part: str) -> None:
+    assert isclose(getattr(cell(scheme, place), part), CELLS[scheme, place][index], rel_tol=1e-15)
+
+
+def test_table1_residual_column() -> None:
+    def multipliers(scheme: str) -> list[tuple[float, float]]:
+        return SCHEMES[scheme].residual.multipliers(L, BASE_L, 2.0, 0.5)
+
+    assert multipliers("sp") == [(1, 1)] * L
+    assert multipliers("mup") == [(sqrt(BASE_L / L), 1)] * L
+    assert multipliers("umup") == residual_multipliers(residual_taus(L, 2.0, 0.5))
+
+
+def test_attention_scores_are_divided_by_the_head_dim_but_in_sp() -> None:
+    assert SCHEMES["sp"].score_scale(16) == 1 / 4
+    assert SCHEMES["mup"].score_scale(16) == SCHEMES["umup"].score_scale(16) == 1 / 16
+
+
+def test_mup_at_its_base_shape_is_sp() -> None:
+    for place, shape in SHAPES.items():
+        type = "hidden" if place == "down" else place
+        base = shape._replace(base_fan_in=shape.fan_in, base_depth=L, sigma_init=1.0, alpha_emb=1.0)
+        mup, sp = weight(SCHEMES["mup"], type, base), weight(SCHEMES["sp"], type, base)
+        assert mup[2:] == pytest.approx(sp[2:], rel=1e-15)
+
+
+def test_eta_emb_multiplies_the_embedding_alone() -> None:
+    for scheme in SCHEMES.values():
+        assert weight(scheme, "input", INPUT._replace(eta_emb=4.0)).C == 4 * weight(scheme, "input", INPUT).C
+        assert weight(scheme, "hidden", HIDDEN._replace(eta_emb=4.0)) == weight(scheme, "hidden", HIDDEN)
+
+
+def test_the_embedding_lr_rule_can_be_ablated() -> None:
+    ablated = without_embedding_lr_rule(SCHEMES["umup"])
+    assert weight(ablated, "input", INPUT) == cell("umup", "input")._replace(C=1.0)
+    assert ablated._replace(input=SCHEMES["umup"].input) == SCHEMES["umup"]
+
+
+def test_weights_are_stored_fan_out_first_and_embeddings_by_token() -> None:
+    assert cell("umup", "input").shape == (V, D)
+    assert cell("umup", "output").shape == (V, D)
+    assert cell("umup", "down").shape == (D, F)
+
+
+def test_aliases_lead_to_hyperparameters_of_some_scheme() -> None:
+    known = {name for scheme in SCHEMES.values() for name in scheme.hyperparameters}
+    assert set(ALIASES.values()) <= known
+    assert not set(ALIASES) & known
