@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -29,7 +30,7 @@ def write_json(path: Path, content: object) -> None:
 
 def save(path: Path, arrays: dict[str, Array], info: dict[str, Any]) -> None:
     """Write `arrays`, copied to the host if they live on a GPU, and `info`, anything JSON can hold."""
-    host = {name: to_host(array) for name, array in arrays.items()}
+    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}  # safetensors assumes it
     write_atomically(path, lambda temporary: save_file(host, temporary, metadata={"info": json.dumps(info)}))
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from microumup import __version__, checkpoint, cli
 from microumup.backend import Array, choose_device, to_device, xp_of
-from microumup.data import Corpus, batch, load_corpus, windows
+from microumup.data import BYTES, Corpus, batch, load_corpus, windows
 from microumup.engine import Tensor, backpropagate
 from microumup.generate import generate
 from microumup.model import ModelConfig, gradient_constants, init_params, loss, option, option_name, too_small, weights
@@ -274,9 +274,12 @@ def main(argv: list[str] | None = None) -> int:
         config = resumed_config(args.resume) if args.resume else TrainConfig(**PRESETS[args.preset] | options)
         device = choose_device(args.device)
         text = [Path(path) for path in config.text]
+        if config.vocab_size > BYTES:
+            say(f"looking for {config.vocab_size:,} tokens in the text; once a minute or more, then cached")
         corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
         run_dir = args.resume or new_run_dir(args.out, config)
-        corpus.tokenizer.save(run_dir)
+        if not args.resume:
+            corpus.tokenizer.save(run_dir)
 
     count = sum(int(np.prod(w.shape)) for w in weights(config).values())
     c = config

@@ -1,0 +1,341 @@
+"""Text in, batches out: corpora, tokenizers, the train/validation split.
+
+Legend: B windows in a batch, T = seq_len tokens in a window. A split is a 1-D array of tokens, uint8 for bytes and
+uint16 for BPE. Nothing here has state: a batch is a function of (tokens, seed, step), so a resumed run sees the
+batches that it would have seen.
+"""
+
+import hashlib
+import importlib
+import lzma
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
+LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
+
+SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
+SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
+
+WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+WIKITEXT_SHA256 = {  # of the files of the Hugging Face dataset Salesforce/wikitext, wikitext-103-raw-v1
+    "train-00000-of-00002": "74da360f23826045b3e6ac6375411fdb15f003030aa74f2596ed08b857cb9212",
+    "train-00001-of-00002": "ba090ac30dbf5461e8dcbdd1a1b8e6f3cf9c2c756d64f0c1220450acd514f720",
+    "validation-00000-of-00001": "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c",
+}
+
+
+# ---- Batches ----
+
+
+def batch(tokens: Array, *, seq_len: int, batch_size: int, seed: int, step: int) -> tuple[Array, Array]:
+    """The training batch of a step: inputs and targets, each int64 (B, T); a target is the token after its input.
+
+    The B windows start at places drawn, by (seed, step) alone, uniformly from all that leave room for T + 1 tokens.
+    Raises ValueError when no window fits or a size is below 1.
+    """
+    _check_sizes(tokens, seq_len, batch_size)
+    starts = np.random.default_rng((seed, step)).integers(len(tokens) - seq_len, size=batch_size)  # (B,)
+    return _cut(tokens, starts, seq_len)
+
+
+def windows(tokens: Array, *, seq_len: int, batch_size: int, count: int) -> Iterator[tuple[Array, Array]]:
+    """`count` batches like those of `batch`, spread evenly over the tokens: always the same, for validation.
+
+    No target comes twice: a text too short for that gives fewer batches. There is always one, in which windows
+    overlap if they must. Raises ValueError when no window fits or a size is below 1.
+    """
+    _check_sizes(tokens, seq_len, batch_size, count)
+    disjoint = (len(tokens) - 1) // seq_len  # as many windows fit without a target in common
+    count = max(1, min(count, disjoint // batch_size))
+    number = np.arange(count * batch_size)
+    starts = number * (len(tokens) - seq_len - 1) // max(1, len(number) - 1)
+    return (_cut(tokens, rows, seq_len) for rows in starts.reshape(count, batch_size))
+
+
+def _cut(tokens: Array, starts: Array, seq_len: int) -> tuple[Array, Array]:
+    rows = tokens[starts[:, None] + np.arange(seq_len + 1)]  # (B, T + 1)
+    return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
+
+
+def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -> None:
+    for name, value in (("seq_len", seq_len), ("batch_size", batch_size), ("count", count)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} is below 1")
+    if tokens.ndim != 1 or len(tokens) <= seq_len:
+        raise ValueError(
+            f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give a longer text"
+        )
+
+
+# ---- Tokenizers ----
+
+
+class Tokenizer(Protocol):
+    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str) -> Array: ...
+    def decode(self, ids: ArrayLike) -> str: ...
+    def save(self, directory: Path) -> None: ...
+
+
+class ByteTokenizer:
+    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
+
+    vocab_size = BYTES
+
+    def encode(self, text: str) -> Array:
+        return np.frombuffer(text.encode(), np.uint8)
+
+    def decode(self, ids: ArrayLike) -> str:
+        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
+
+    def save(self, directory: Path) -> None:
+        """Bytes need no file: that there is none says bytes."""
+
+
+class BpeTokenizer:
+    """Byte-level BPE, by the library `tokenizers`: any text can be encoded, and decodes to itself."""
+
+    def __init__(self, library_tokenizer: Any) -> None:
+        self._bpe = library_tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._bpe.get_vocab_size())
+
+    def encode(self, text: str) -> Array:
+        return self.encode_pieces([text])
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Array:
+        """The tokens of all pieces in one array, encoded on all cores."""
+        tokens, rest = [np.empty(0, np.uint16)], iter(pieces)
+        while group := list(islice(rest, 64)):  # a few at a time, as the library's records of them are bulky
+            tokens += [np.array(piece.ids, np.uint16) for piece in self._bpe.encode_batch(group)]
+        return np.concatenate(tokens)
+
+    def decode(self, ids: ArrayLike) -> str:
+        return str(self._bpe.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+
+    def save(self, directory: Path) -> None:
+        temporary = directory / f".tokenizer.json.{os.getpid()}.tmp"
+        temporary.write_text(self._bpe.to_str(), encoding="utf-8")
+        temporary.replace(directory / "tokenizer.json")
+
+
+def train_bpe(text: bytes, vocab_size: int) -> BpeTokenizer:
+    """Learn a BPE of exactly `vocab_size` from UTF-8 text. Raises ValueError when the text has too few pairs for it."""
+    library = _extra("tokenizers", f"--vocab-size {vocab_size}")
+    byte_level = library.pre_tokenizers.ByteLevel
+    bpe = library.Tokenizer(library.models.BPE())
+    bpe.pre_tokenizer = byte_level(add_prefix_space=False)
+    bpe.decoder = library.decoders.ByteLevel()
+    options = {"vocab_size": vocab_size, "initial_alphabet": byte_level.alphabet(), "show_progress": False}
+    bpe.train_from_iterator(_pieces(text), library.trainers.BpeTrainer(**options))
+    if (found := bpe.get_vocab_size()) != vocab_size:
+        raise ValueError(
+            f"--vocab-size {vocab_size}: the text has only {found} tokens; ask for that, or give more text"
+        )
+    return BpeTokenizer(bpe)
+
+
+def load_tokenizer(run_dir: Path) -> Tokenizer:
+    """The tokenizer saved in a run directory: the BPE in its `tokenizer.json`, or bytes if there is none.
+
+    Raises ValueError when that file is no tokenizer, or the extra `data` is missing.
+    """
+    path = run_dir / "tokenizer.json"
+    if not path.exists():
+        return ByteTokenizer()
+    library = _extra("tokenizers", str(path))
+    try:
+        return BpeTokenizer(library.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare Exception for a file it cannot read
+        raise ValueError(f"{path}: not a tokenizer ({error}); restore it from the run that made it") from error
+
+
+# ---- Corpora ----
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Tokens to train on, tokens to validate on, and the tokenizer that made both."""
+
+    name: str
+    train: Array  # (tokens,), uint8 or uint16
+    valid: Array
+    tokenizer: Tokenizer
+
+
+def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: int = BYTES, seq_len: int) -> Corpus:
+    """Read the corpus `name`, `sotu` or `wikitext-103`, or the UTF-8 files `text` instead, and tokenize it.
+
+    `vocab_size` 256 is raw bytes; larger is a byte-level BPE of that size, learned from the training split and cached
+    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` is downloaded once and keeps its
+    own splits. Raises ValueError, which names the option and the file, for a text that is missing, unreadable, empty,
+    binary or without a window of seq_len + 1 tokens in each split; for an unknown name, a failed download or checksum,
+    a vocabulary too large for the text, a missing extra.
+    """
+    if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
+        raise ValueError(
+            f"--vocab-size {vocab_size}: take {BYTES} for raw bytes, or up to {LARGEST_VOCABULARY} for BPE"
+        )
+    source = f"--corpus {name}"
+    if text:
+        source, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
+        train, valid = split(b"\n\n".join(map(_read_text, text)))
+    elif name == "sotu":
+        train, valid = split(_read_sotu())
+    elif name == "wikitext-103":
+        train, valid = _read_wikitext("train"), _read_wikitext("validation")
+    else:
+        raise ValueError(f"{source}: unknown; use sotu, wikitext-103, or --text FILE")
+
+    if vocab_size == BYTES:
+        corpus = Corpus(name, np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8), ByteTokenizer())
+    else:
+        corpus = Corpus(name, *_bpe_tokens(train, valid, vocab_size))
+    if (shortest := min(len(corpus.train), len(corpus.valid))) <= seq_len:
+        raise ValueError(
+            f"{source}: too short, the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = "
+            f"{seq_len + 1}; give a longer text or a smaller --seq-len"
+        )
+    return corpus
+
+
+def split(text: bytes) -> tuple[bytes, bytes]:
+    """Cut UTF-8 text into a training and a validation split (5 %).
+
+    Of 100 equal blocks the 11th, 31st, 51st, 71st and 91st validate. A corpus often runs through time, as the State of
+    the Union does from 1790 to 2021: its last 5 % would measure how well the past predicts the present, five blocks
+    spread over it measure the whole. Few long blocks, so that few windows straddle a seam; cut between characters
+    and before there are tokens, so that the splits are the same text whatever the vocabulary.
+    """
+    cuts = [len(text) * i // 100 for i in range(101)]
+    for i, cut in enumerate(cuts):
+        while cut < len(text) and text[cut] & 0b1100_0000 == 0b1000_0000:  # inside a character
+            cut += 1
+        cuts[i] = cut
+    blocks = [text[start:end] for start, end in pairwise(cuts)]
+    return b"".join(block for i, block in enumerate(blocks) if i % 20 != 10), b"".join(blocks[10::20])
+
+
+def _read_text(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except OSError as error:
+        raise ValueError(f"--text {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
+    if not content.strip():
+        raise ValueError(f"--text {path}: empty; give a UTF-8 text file")
+    if b"\0" in content:
+        raise ValueError(f"--text {path}: binary, it holds a NUL byte; give a UTF-8 text file")
+    return content
+
+
+def _read_sotu() -> bytes:
+    paths = [folder / "sotu.txt.xz" for folder in SOTU_FOLDERS]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise ValueError(f"--corpus sotu: neither {' nor '.join(map(str, paths))} exists; reinstall microumup")
+    try:
+        content = lzma.decompress(path.read_bytes())
+    except lzma.LZMAError:
+        content = b""  # whose checksum is wrong
+    _verify("--corpus sotu", path, hashlib.sha256(content).hexdigest(), SOTU_SHA256)
+    return content
+
+
+def _read_wikitext(split_name: str) -> bytes:
+    option = "--corpus wikitext-103"
+    hub, parquet = _extra("huggingface_hub", option), _extra("pyarrow.parquet", option)
+    lines: list[bytes] = []
+    for name, sha256 in WIKITEXT_SHA256.items():
+        if not name.startswith(split_name):
+            continue
+        where = {"repo_id": "Salesforce/wikitext", "repo_type": "dataset", "revision": WIKITEXT_REVISION}
+        try:
+            path = Path(hub.hf_hub_download(filename=f"wikitext-103-raw-v1/{name}.parquet", **where))
+        except Exception as error:  # its types, and those of the HTTP client beneath, differ between versions
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(
+                f"{option}: cannot download {name} ({problem}); check the network, or use --corpus sotu or --text FILE"
+            ) from error
+        with path.open("rb") as file:
+            _verify(option, path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+        for rows in parquet.ParquetFile(path).iter_batches(columns=["text"]):
+            lines += rows.column(0).cast("binary").to_pylist()  # each ends in its own newline
+    return b"".join(lines)
+
+
+def _bpe_tokens(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array, Tokenizer]:
+    """Both splits tokenized, mapped from the cache; put there first if need be."""
+    cache = Path(os.environ.get("MICROUMUP_CACHE") or "~/.cache/microumup").expanduser()
+    digest = hashlib.sha256(train)
+    digest.update(b"\0" + valid)
+    folder = cache / f"bpe-{vocab_size}-{digest.hexdigest()[:16]}"
+    if not folder.exists():
+        tokenizer = train_bpe(train, vocab_size)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(dir=cache)
+        except OSError as error:
+            raise ValueError(
+                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror}); set it to another"
+            ) from error
+        with temporary:
+            made = Path(temporary.name) / "bpe"
+            made.mkdir()
+            tokenizer.save(made)
+            np.save(made / "train.npy", tokenizer.encode_pieces(_pieces(train)))
+            np.save(made / "valid.npy", tokenizer.encode_pieces(_pieces(valid)))
+            if not folder.exists():  # another process may have been faster; what it made is the same
+                made.replace(folder)
+    splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
+    return splits[0], splits[1], load_tokenizer(folder)
+
+
+_WORD_BEGIN = re.compile(rb"[ \n](?=[!-~])")
+
+
+def _pieces(text: bytes, size: int = 1 << 16) -> Iterator[str]:
+    """`text` in pieces of about `size` bytes, as the whole at once would take the BPE much memory.
+
+    Each begins with a space or newline before a visible ASCII character. There the BPE ends a token anyway, without
+    looking further, so the pieces have the tokens of the whole.
+    """
+    start = 0
+    while start < len(text):
+        found = _WORD_BEGIN.search(text, start + size)
+        end = found.start() if found else len(text)
+        yield text[start:end].decode()
+        start = end
+
+
+def _verify(option: str, path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{option}: {path} is damaged (sha256 {found}, expected {expected}); delete it and get it anew"
+        )
+
+
+def _extra(module: str, option: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{option}: needs {module.partition('.')[0]}; pip install 'microumup[data]'") from error

@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from microumup.data import Corpus
+from microumup.generate import generate, load_run, main
+from microumup.model import ModelConfig, forward, init_params
+from microumup.train import TrainConfig, train
+
+CONFIG = ModelConfig(width=16, head_dim=8, seq_len=12, vocab_size=19, alpha_loss_softmax=4.0)
+PARAMS = init_params(CONFIG, 0, np.float64)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("prompt_length", [1, 11, 12, 13, 30])
+def test_the_cache_changes_nothing(temperature: float, prompt_length: int) -> None:
+    prompt = np.arange(prompt_length) % 19
+    runs = [
+        generate(PARAMS, CONFIG, prompt, 40, temperature=temperature, seed=5, use_cache=use_cache)
+        for use_cache in (True, False)
+    ]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 40
+
+
+def test_within_seq_len_it_is_the_plain_forward_pass() -> None:
+    tokens = [3]
+    for _ in range(11):
+        tokens.append(int(forward(PARAMS, np.array([tokens]), CONFIG).data[0, -1].argmax()))
+    assert generate(PARAMS, CONFIG, [3], 11, temperature=0) == tokens[1:]
+
+
+def test_the_seed_decides() -> None:
+    runs = [generate(PARAMS, CONFIG, [3], 30, seed=seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_top_k_draws_from_the_k_likeliest_alone() -> None:
+    likeliest = np.argsort(forward(PARAMS, np.array([[3]]), CONFIG).data[0, -1])[-2:]
+    drawn = {generate(PARAMS, CONFIG, [3], 1, temperature=5.0, top_k=2, seed=seed)[0] for seed in range(40)}
+    assert drawn == set(likeliest.tolist())
+
+
+def test_draws_follow_the_softmax_of_the_scaled_logits() -> None:
+    logits = 4.0 * forward(PARAMS, np.array([[3]]), CONFIG).data[0, -1]  # α_loss-softmax
+    p = np.exp(logits / 0.5)
+    p /= p.sum()
+    counts = np.bincount([generate(PARAMS, CONFIG, [3], 1, temperature=0.5, seed=seed)[0] for seed in range(2000)], minlength=19)
+    assert np.abs(counts / 2000 - p).max() < 5 * np.sqrt(p.max() / 2000)  # five standard deviations of a count
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="--prompt: is empty"):
+        generate(PARAMS, CONFIG, [], 5)
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    train(TrainConfig(width=16, head_dim=8, seq_len=16, batch_size=4, steps=60), corpus, path)
+    return path
+
+
+def test_a_run_is_loaded_as_it_was_trained(run_dir: Path, corpus: Corpus) -> None:
+    config, params, tokenizer = load_run(run_dir)
+    assert config == ModelConfig(width=16, head_dim=8, seq_len=16)
+    assert params["head"].dtype == np.float32
+    assert tokenizer.vocab_size == 256
+
+
+def test_the_command_continues_a_prompt(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run_dir), "--prompt", "the peop", "--tokens", "24", "--temperature", "0"]) == 0
+    assert "people of the" in capsys.readouterr().out
+
+
+def test_the_command_prints_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run_dir), "--prompt", "the ", "--tokens", "5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"prompt", "text", "tokens", "seed"}
+    assert result["tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens", "0"], "--tokens: 0 is too small"),
+        (["--temperature", "-1"], "--temperature: -1.0 is too small"),
+        (["--temperature", "nan"], "--temperature: nan is too small"),
+        (["--top-k", "-1"], "--top-k: -1 is too small"),
+        (["--seed", "-1"], "--seed: -1 is too small"),
+        (["--prompt", ""], "--prompt: is empty"),
+        (["--device", "tpu"], "--device: 'tpu'"),
+    ],
+)
+def test_bad_options_end_in_one_line(
+    run_dir: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(run_dir), *options])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path)])
+    assert end.value.code == 2
+    assert f"{tmp_path}/checkpoint.safetensors: there is no checkpoint here" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+import json
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from microumup import train as train_module
+from microumup.data import Corpus
+from microumup.engine import Tensor
+from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, main, train
+
+SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
+OPTIONS = ["--width", "16", "--head-dim", "8", "--layers", "1", "--seq-len", "16", "--batch-size", "4", "--steps", "8"]
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, corpus: Corpus) -> None:
+    """The command trains on the test corpus instead of the shipped one."""
+    monkeypatch.setattr(train_module, "load_corpus", lambda *_, **__: corpus)
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": "sp"}, {"scheme": "mup", "base_width": 16}, {"fp8": "fp8"}])
+def test_a_model_learns(corpus: Corpus, options: dict[str, Any]) -> None:
+    options = options if "scheme" not in options else options | {"lr": 2**-5}
+    _, result = train(TrainConfig(**{"width": 16, "head_dim": 8, "seq_len": 16, "batch_size": 4, "steps": 60} | options), corpus)
+    assert abs(result["loss_first"] - log(256)) < 1.5  # nothing known yet: uniform but for the logits' std of up to 1
+    assert result["loss_final"] < 2.2  # the letters alone have an entropy of 2.5 nats
+    assert result["loss_valid"] < 2.2
+
+
+def test_sgd_learns(corpus: Corpus) -> None:
+    _, result = train(replace(SMALL, optimizer="sgd", lr=4.0, steps=60), corpus)
+    assert result["loss_final"] < result["loss_first"] - 1
+
+
+def test_the_result_has_what_the_readme_promises(corpus: Corpus, tmp_path: Path) -> None:
+    _, result = train(SMALL, corpus, tmp_path)
+    assert set(result) == {
+        "scheme", "width", "steps", "tokens", "loss_first", "loss_final", "loss_valid", "seconds", "tokens_per_second",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(40))
+    assert set(lines[0]) == {"step", "loss", "lr", "tokens_per_second", "grad_norm"}
+    assert result["tokens"] == 40 * 4 * 16
+    assert result["loss_first"] == lines[0]["loss"]
+    assert result["loss_final"] == (lines[-2]["loss"] + lines[-1]["loss"]) / 2  # 5 % of 40
+    assert max(line["lr"] for line in lines) == 1.5
+
+
+def test_the_same_run_ends_in_the_same_bits_and_another_seed_in_others(corpus: Corpus) -> None:
+    losses = [train(replace(SMALL, seed=seed), corpus)[1]["loss_final"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole.mkdir()
+    resumed.mkdir()
+    expected, result = train(SMALL, corpus, whole, save_every=10)
+
+    def kill(step: int, _: Tensor) -> None:
+        if step == 25:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(SMALL, corpus, resumed, save_every=10, watch=kill, watch_every=1)
+    assert len((resumed / "metrics.jsonl").read_text().splitlines()) == 25
+    trainer, again = train(SMALL, corpus, resumed, save_every=10)
+    assert all(np.array_equal(trainer.params[name], w) for name, w in expected.params.items())
+    for key in ("loss_first", "loss_final", "loss_valid"):
+        assert again[key] == result[key]
+    losses = [[json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_watching_a_step_does_not_change_it(corpus: Corpus) -> None:
+    plain, watched, seen = Trainer(SMALL, corpus), Trainer(SMALL, corpus), []
+    for step in range(3):
+        assert plain.update(step) == watched.update(step, watch=lambda step, loss: seen.append((step, loss.grad)))
+    assert [step for step, grad in seen if grad is not None] == [0, 1, 2]
+    assert all(np.array_equal(plain.params[name], w) for name, w in watched.params.items())
+
+
+def test_divergence_names_the_step_and_what_to_try(corpus: Corpus) -> None:
+    with np.errstate(all="ignore"), pytest.raises(Diverged, match=r"the loss is (nan|inf) at step \d+; try a lower --lr"):
+        train(replace(SMALL, scheme="sp", lr=1e39), corpus)
+
+
+def test_presets_are_configs() -> None:
+    assert TrainConfig(**PRESETS["tiny"]) == TrainConfig()
+    paper = TrainConfig(**PRESETS["paper"])
+    assert (paper.width, paper.layers, paper.head_dim, paper.seq_len, paper.batch_size) == (256, 4, 64, 256, 64)
+    assert (paper.steps, paper.vocab_size, round(paper.warmup * paper.steps), paper.weight_decay) == (8192, 32000, 2000, 2**-13)
+    assert TrainConfig(**PRESETS["laptop"]).width == 128
+
+
+def test_the_default_learning_rate_is_the_schemes() -> None:
+    assert TrainConfig().lr == 1.5
+    assert TrainConfig(scheme="mup").lr == 2**-7.5
+
+
+BAD = {
+    "--steps: -1 is too small": {"steps": -1},
+    "--batch-size: 0 is too small": {"batch_size": 0},
+    "--seed: -1 is too small": {"seed": -1},
+    "--warmup: 1.5 is no share": {"warmup": 1.5},
+    "--weight-decay: -0.1 is no share": {"weight_decay": -0.1},
+    "--lr: 0.0 is not a positive": {"lr": 0.0},
+    "--lr: nan is not a positive": {"lr": float("nan")},
+    "--optimizer: 'lion' is unknown": {"optimizer": "lion"},
+    "--lr: name one for --optimizer sgd": {"optimizer": "sgd"},
+}
+
+
+@pytest.mark.parametrize(("message", "options"), list(BAD.items()))
+def test_a_training_that_cannot_be_is_refused_by_name(message: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+# ---- the command ----
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_command_writes_a_run_and_prints_json_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OPTIONS, "--json", "--out", str(tmp_path / "run")]) == 0
+    *text, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert result["run_dir"] == str(tmp_path / "run")
+    assert any("a sample" in line for line in text)
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json"}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 8
+
+
+@pytest.mark.usefixtures("shipped")
+def test_quiet_prints_the_json_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OPTIONS, "--json", "--quiet", "--out", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 1
+    assert output.err == ""
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_run_directory_of_its_own_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*OPTIONS, "--quiet"]) == main([*OPTIONS, "--quiet"]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+@pytest.mark.usefixtures("shipped")
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*OPTIONS, "--quiet", "--out", str(run)]) == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert f"--out: {run} exists" in refused([*OPTIONS, "--out", str(run)], capsys)
+    assert "is finished" in refused(["--resume", str(run)], capsys)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.usefixtures("shipped")
+def test_resume_takes_its_options_from_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*OPTIONS, "--quiet", "--json", "--out", str(run)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    (run / "result.json").unlink()  # as if it had been cut off just before the end
+    assert "leave out --lr" in refused(["--resume", str(run), "--lr", "1"], capsys)
+    assert main(["--resume", str(run), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss_final"] == result["loss_final"]
+
+
+@pytest.mark.usefixtures("shipped")
+def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*OPTIONS, "--quiet", "--out", str(run)]) == 0
+    for name in ("result.json", "checkpoint.safetensors"):
+        (run / name).unlink()
+    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lr", "2^x"], "--lr: '2^x' is not a number; write 1.5, 2^1.5 or 2**-7"),
+        (["--steps", "1e3"], "--steps: '1e3' is not a whole number"),
+        (["--scheme", "mupp"], "--scheme: 'mupp' is unknown"),
+        (["--width", "60"], "--width: 60 is not a multiple of --head-dim 16"),
+        (["--widht", "64"], "unrecognized arguments: --widht"),
+        (["--text", "/no/such/file"], "--text /no/such/file: cannot be read"),
+        (["--resume", "/no/such/run"], "--resume: /no/such/run holds no run"),
+        (["--save-every", "0"], "--save-every: 0 is too small"),
+        (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, gpu"),
+        (["--preset", "huge"], "--preset: invalid choice: 'huge'"),
+        (["--corpus", "c4"], "--corpus"),
+        (["--vocab-size", "100"], "--vocab-size"),
+    ],
+)
+def test_bad_options_end_in_one_line_and_leave_nothing(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(argv, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("shipped")
+def test_divergence_ends_with_1_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.errstate(all="ignore"):
+        assert main([*OPTIONS, "--scheme", "sp", "--lr", "1e39", "--quiet", "--out", str(tmp_path / "run")]) == 1
+    assert "try a lower --lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("1.5", 1.5), ("2^1.5", 2**1.5), ("2**-7", 2**-7), ("2^-7", 2**-7)])
+def test_learning_rates_can_be_written_as_powers(text: str, value: float) -> None:
+    assert train_module.cli.number(text) == value
+
+
+def test_every_option_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "--alpha-attn " in text  # the paper's other name
