@@ -39,18 +39,19 @@ def _gpu_problem() -> str:
     """Why no GPU can be used here, in a few words; empty when one can."""
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            return "CuPy finds no GPU"
+        cupy.zeros(1) + 1  # compiles a kernel, which needs more than a driver
+    except ModuleNotFoundError:
         return "CuPy is not installed"
-    try:
-        found = cupy.cuda.runtime.getDeviceCount() > 0
-    except Exception as error:  # cupy raises its own types for a missing or too old driver: name them, any of them
-        return f"CuPy finds no usable driver ({str(error).splitlines()[0]})"
-    return "" if found else "CuPy finds no GPU"
+    except Exception as error:  # cupy has types of its own for a missing driver, library or compiler: any will do
+        return f"CuPy cannot use a GPU ({(str(error) or type(error).__name__).splitlines()[0]})"
+    return ""
 
 
 def to_device(array: Array, device: str) -> Array:
     """`array` in the memory of `device` (`cpu` or `gpu`); no copy where it is already there."""
-    return importlib.import_module("cupy").asarray(array) if device == "gpu" else array
+    return importlib.import_module("cupy").asarray(array) if device == "gpu" else to_host(array)
 
 
 def to_host(array: Array) -> Array:
@@ -62,12 +63,13 @@ def scatter_add(rows: int, index: Array, values: Array) -> Array:
     """out[i] = the sum of values[j] over all j with index[j] == i. index (N,), values (N, D) -> out (rows, D).
 
     Sorting first makes the order of the additions, and so the last bit of the result, the same on every run,
-    on a GPU too, where an atomic scatter-add would not.
+    on a GPU too, where an atomic scatter-add would not. The sums are float64 on the way, as cupy takes each for the
+    difference of two cumulative sums.
     """
     xp = xp_of(values)
     order = xp.argsort(index, kind="stable")
     ids = index[order]
     starts = xp.flatnonzero(xp.concatenate((xp.ones(1, dtype=bool), ids[1:] != ids[:-1])))
     out = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
-    out[ids[starts]] = xp.add.reduceat(values[order], starts, axis=0)
+    out[ids[starts]] = xp.add.reduceat(values[order], starts, axis=0, dtype=np.float64)
     return out

@@ -84,15 +84,16 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
     `cotangent` is what the gradient of y itself is: 1 for a loss, and needed when y is no scalar. The walk lets go
     of every gradient and every saved array as soon as it has been used; with `keep` they all stay, so that they can
     be looked at. Raises ValueError for a constant, a missing or misshapen cotangent, a tape walked before, and an op
-    whose backward returns gradients of the wrong number or shape.
+    whose backward returns gradients of the wrong number, shape or dtype.
     """
     if y.constant:
         raise ValueError("backpropagate: y was made from arrays alone; wrap what you differentiate by in a Tensor")
     if cotangent is None and y.data.shape != ():
         raise ValueError(f"backpropagate: y has shape {y.data.shape}, not (); pass cotangent=, an array of that shape")
     cotangent = xp_of(y.data).ones_like(y.data) if cotangent is None else cotangent
-    if cotangent.shape != y.data.shape:
-        raise ValueError(f"backpropagate: the cotangent has shape {cotangent.shape}, y has {y.data.shape}")
+    if (cotangent.shape, cotangent.dtype) != (y.data.shape, y.data.dtype):
+        found = f"{cotangent.dtype} {cotangent.shape}"
+        raise ValueError(f"backpropagate: the cotangent is {found}, y is {y.data.dtype} {y.data.shape}")
     y.accumulate(cotangent)
     tape = _tape(y)
     while tape:
@@ -106,9 +107,10 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
         for position, (x, grad) in enumerate(zip(node.inputs, grads, strict=True)):
             if not isinstance(x, Tensor) or x.constant:
                 continue
-            if grad is None or grad.shape != x.data.shape:
-                found = "None" if grad is None else str(grad.shape)
-                raise ValueError(f"{node.op}: gradient of input {position} is {found}, the input has {x.data.shape}")
+            if grad is None or (grad.shape, grad.dtype) != (x.data.shape, x.data.dtype):
+                found = "None" if grad is None else f"{grad.dtype} {grad.shape}"
+                expected = f"{x.data.dtype} {x.data.shape}"
+                raise ValueError(f"{node.op}: the gradient of input {position} is {found}, the input is {expected}")
             x.accumulate(grad)
         if not keep:
             node.clear_grad()

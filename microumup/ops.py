@@ -87,6 +87,8 @@ def _cast(x: Array, fmt: Format | None) -> Array:
 def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> tuple[Array, Any]:
     """y = scale.y · w[tokens]. tokens (B, T) of integers in [0, V), w (V, D) -> y (B, T, D)."""
     _check_floats("embedding", w=w)
+    if w.ndim != 2:
+        raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
     _check_ids("embedding", "tokens", tokens, len(w))
     y = w[tokens]  # (B, T, D)
     y *= scale.y
@@ -139,11 +141,11 @@ def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int 
     `start` is the position of the first token (more than 0 when a cache holds those before it).
     """
     _check_floats("rope", x=x)
-    _check_heads("rope", x, head_dim)
+    _check_heads("rope", "x", x, head_dim)
     if head_dim % 2:
         raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
     xp = xp_of(x)
-    turn = xp.asarray(_turns(x.shape[1], head_dim, base, start, x.dtype.char))  # (T, K/2), complex
+    turn = _turns(xp, x.shape[1], head_dim, base, start, x.dtype.char)  # (T, K/2), complex
     return _rotate(x, turn), turn
 
 
@@ -156,11 +158,10 @@ rope = primitive(rope_forward, rope_backward)
 
 
 @lru_cache(maxsize=64)
-def _turns(length: int, head_dim: int, base: float, start: int, dtype: str) -> Array:
+def _turns(xp: Any, length: int, head_dim: int, base: float, start: int, dtype: str) -> Array:
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)  # (K/2,) radians per position
     angle = np.arange(start, start + length)[:, None] * frequency  # (T, K/2)
-    turns: Array = np.exp(1j * angle).astype(dtype.upper())  # f -> F: complex64; d -> D: complex128
-    return turns
+    return xp.asarray(np.exp(1j * angle).astype(dtype.upper()))  # f -> F: complex64; d -> D: complex128
 
 
 def _rotate(x: Array, turn: Array) -> Array:
@@ -182,8 +183,9 @@ def attention_forward(
     score_scale is α_attn-softmax / K (eq. 25), in the standard parametrization 1/√K.
     """
     _check_floats("attention", q=q, k=k, v=v)
-    _check_heads("attention", q, head_dim)
-    if k.shape != v.shape or (k.shape[0], k.shape[2]) != (q.shape[0], q.shape[2]) or k.shape[1] < q.shape[1]:
+    _check_heads("attention", "q", q, head_dim)
+    B, T, D = q.shape
+    if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
         raise ValueError(
             f"attention: q is {q.shape}, k {k.shape}, v {v.shape}; need (B, T, D) and (B, S, D) with S >= T"
         )
@@ -273,6 +275,7 @@ gated_silu = primitive(gated_silu_forward, gated_silu_backward)
 
 def residual_split_forward(x: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
     """The branch's input, x itself. Its gradient is multiplied by scale.dbase: there u-µP applies the delayed a."""
+    _check_floats("residual_split", x=x)
     return x, scale
 
 
@@ -363,6 +366,6 @@ def _check_ids(op: str, name: str, ids: Array, vocab_size: int) -> None:
         raise ValueError(f"{op}: {name} hold id {bad}, outside [0, {vocab_size}), the vocabulary")
 
 
-def _check_heads(op: str, x: Array, head_dim: int) -> None:
+def _check_heads(op: str, name: str, x: Array, head_dim: int) -> None:
     if x.ndim != 3 or head_dim < 1 or x.shape[-1] % head_dim:
-        raise ValueError(f"{op}: x is {x.shape}, need (B, T, D) with D a multiple of head_dim={head_dim}")
+        raise ValueError(f"{op}: {name} is {x.shape}, need (B, T, D) with D a multiple of head_dim={head_dim}")

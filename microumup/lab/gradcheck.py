@@ -1,0 +1,280 @@
+"""Is every gradient right, where backward is not meant to be the derivative of forward?
+
+Under Unit Scaling an op may multiply its output by one factor and its gradients by others, so finite differences of
+its forward would call a correct op wrong. What does hold, and is checked here, comes in three parts:
+
+    (1) pairs    with all factors at 1, every backward is the derivative of its forward
+    (2) factors  a factor multiplies the one result it belongs to, and touches no other
+    (3) model    the gradient of every parameter is the true one times a constant known beforehand,
+                 `model.gradient_constants`
+
+(3) is what training needs. A factor may differ backward only on a cut edge, which all of a gradient passes. On one of
+two parallel ways, as in a residual branch, it would add up their gradients in a wrong proportion, which no constant
+mends: the cosine to the true gradient falls below 1.
+
+For an implementation of your own there are `check_pair`, `check_factors` and `check_model`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from inspect import signature
+from itertools import cycle
+from math import isfinite
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from microumup import ops
+from microumup.backend import Array
+from microumup.cli import Parser, bad_input, say, whole
+from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
+from microumup.model import ModelConfig, gradient_constants, init_params, loss
+from microumup.ops import ResidualScale, Scale
+from microumup.parametrization import SCHEMES
+
+PAIR_TOLERANCE = 1e-7  # the differences themselves are good to about 1e-11
+FACTOR_TOLERANCE = 1e-12  # the same float64 computation twice, but for the rounding of the factors
+COSINE_TOLERANCE = 1e-9
+CONSTANT_TOLERANCE = 1e-6
+
+
+class Result(NamedTuple):
+    """A line of the table: what was found, held against a reference times the predicted factor.
+
+    In parts 1 and 2 the error is |found - predicted · reference| over |predicted · reference|, in part 3 it is
+    1 - cosine. `measured` is |found| over |reference|.
+    """
+
+    part: int
+    name: str
+    error: float
+    predicted: float
+    measured: float
+    passed: bool
+
+
+def check_pair(
+    forward: Forward, backward: Backward, arrays: Sequence[Array], *, sample: int = 64, **settings: Any
+) -> list[Result]:
+    """(1) A Result for every float array: its gradient against differences of `forward`, in float64.
+
+    forward(*arrays, **settings) -> (y, saved) and backward(dy, saved) -> one gradient per array, None for integers,
+    as in `ops.py`. A random dy makes a scalar of y, Σ dy · y. For `sample` see `directions`. Raises ValueError
+    for gradients of the wrong number or shape.
+    """
+    arrays = _float64(arrays)
+    gradients = _run(forward, backward, arrays, **settings)
+    dy = _random_dy(gradients.pop("y").shape)
+
+    def dy_times_y(position: int, moved: Array) -> float:
+        y, _ = forward(*arrays[:position], moved, *arrays[position + 1 :], **settings)
+        return float((dy * y).sum())
+
+    results = []
+    floats = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"]
+    for position, (name, gradient) in zip(floats, gradients.items(), strict=True):
+        along = directions(gradient.shape, sample)
+        true = derivatives(partial(dy_times_y, position), arrays[position], along)
+        label = " ".join([_label(forward, name, gradient), *(f"{k}={v}" for k, v in settings.items())])
+        results.append(_compare(1, label, np.tensordot(along, gradient, gradient.ndim), true, 1.0, PAIR_TOLERANCE))
+    return results
+
+
+def check_factors(
+    forward: Forward, backward: Backward, arrays: Sequence[Array],
+    scale: Scale | ResidualScale, expected: Sequence[float], **settings: Any,
+) -> list[Result]:  # fmt: skip
+    """(2) A Result for y and for each gradient: the one with `scale` against `expected` times the one without.
+
+    `expected` is the factor of y, then of the gradient of every float array. Give `scale` all different factors:
+    then a result that the wrong one has touched is off. Raises ValueError as `check_pair` does.
+    """
+    arrays = _float64(arrays)
+    plain = _run(forward, backward, arrays, **settings)
+    scaled = _run(forward, backward, arrays, scale=scale, **settings)
+    if len(expected) != len(plain):
+        raise ValueError(f"check_factors: expected has {len(expected)} factors; pass one each for {', '.join(plain)}")
+    return [
+        _compare(2, _label(forward, name, found), found, plain[name], factor, FACTOR_TOLERANCE)
+        for (name, found), factor in zip(scaled.items(), expected, strict=True)
+    ]
+
+
+def check_model(config: ModelConfig, seed: int = 0, sample: int = 16) -> list[Result]:
+    """(3) A Result for every parameter: its gradient against differences of the loss of a random batch, in float64.
+
+    Raises ValueError where `config` asks for FP8, which is not differentiable.
+    """
+    if config.fp8 != "none":
+        raise ValueError(f"check_model: config.fp8 is {config.fp8!r}; a rounded loss has no differences, use 'none'")
+    rng = np.random.default_rng(seed)
+    tokens, targets = rng.integers(config.vocab_size, size=(2, 2, config.seq_len))
+    params = init_params(config, seed, np.float64)
+    leaves = {name: Tensor(w, name) for name, w in params.items()}
+    backpropagate(loss(leaves, tokens, targets, config))
+    predicted = gradient_constants(config, tokens.size)
+
+    def loss_at(name: str, moved: Array) -> float:
+        return float(loss({**params, name: moved}, tokens, targets, config).data)
+
+    results = []
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        along = directions(leaf.data.shape, sample)
+        true = derivatives(partial(loss_at, name), leaf.data, along)
+        found = np.tensordot(along, leaf.grad, 2)
+        unit_found, unit_true = (g / (_norm(g) or 1.0) for g in (found, true))
+        error = _norm(unit_found - unit_true) ** 2 / 2  # 1 - cosine, without the rounding of 1 - 0.999…
+        measured = _norm(found) / (_norm(true) or 1.0)
+        passed = error <= COSINE_TOLERANCE and abs(measured / predicted[name] - 1) <= CONSTANT_TOLERANCE
+        results.append(Result(3, f"{config.scheme} {name}", error, predicted[name], measured, passed))
+    return results
+
+
+def derivatives(f: Callable[[Array], float], x: Array, along: Array) -> Array:
+    """f'(x) along each of the directions u: (8 (f(x+hu) - f(x-hu)) - (f(x+2hu) - f(x-2hu))) / 12h, off by O(h⁴)."""
+    h = 2e-4 * (float(np.sqrt(np.mean(x * x))) or 1.0)  # h⁴ and the rounding, 1e-16/h, are then both small
+    near = np.array([f(x + h * u) - f(x - h * u) for u in along])
+    far = np.array([f(x + 2 * h * u) - f(x - 2 * h * u) for u in along])
+    return (8 * near - far) / (12 * h)
+
+
+def directions(shape: tuple[int, ...], sample: int) -> Array:
+    """(n, *shape): every element on its own, or, when they are more than `sample`, that many random directions.
+
+    A random direction moves all elements at once: unlike a sample of the elements it misses none that is wrong.
+    """
+    size = int(np.prod(shape))
+    along: Array = np.eye(size) if size <= sample else np.random.default_rng(1).standard_normal((sample, size))
+    return along.reshape(-1, *shape)
+
+
+def tiny_config(scheme: str) -> ModelConfig:
+    """A model small enough for finite differences: no hyperparameter of the scheme is 1, and RMSNorm's ε is 0."""
+    config = ModelConfig(scheme=scheme, width=8, head_dim=4, layers=2, vocab_size=11, seq_len=5, norm_eps=0.0)
+    floats = [name for name in SCHEMES[scheme].hyperparameters if isinstance(getattr(config, name), float)]
+    values: dict[str, Any] = dict(zip(floats, cycle((0.7, 1.6, 1.3, 0.8)), strict=False))
+    return replace(config, **values)
+
+
+class Case(NamedTuple):
+    """A pair, the arrays and settings to check it at, and what `check_factors` needs if it has factors."""
+
+    forward: Forward
+    backward: Backward
+    arrays: Sequence[Array]
+    settings: dict[str, Any]
+    scale: Scale | ResidualScale | None = None
+    expected: Sequence[float] = ()
+
+
+def cases(seed: int = 0) -> list[Case]:
+    """Every pair of `ops.py`, at settings where each of them shows."""
+    rng = np.random.default_rng(seed)
+    x, gate, q, k, v = (rng.standard_normal((2, T, 8)) for T in (3, 3, 4, 4, 4))
+    past_k, past_v = rng.standard_normal((2, 2, 7, 8))
+    w, logits = rng.standard_normal((5, 8)), rng.standard_normal((2, 3, 5))
+    tokens, targets = rng.integers(5, size=(2, 2, 3))
+    heads = {"head_dim": 4, "score_scale": 0.7}
+    s, r = Scale(y=1.7, dx=0.6, dw=2.3), ResidualScale(a=1.7, b=0.6, dbranch=2.3, dbase=0.4)
+    return [
+        Case(ops.linear_forward, ops.linear_backward, [x, w], {}, s, [s.y, s.dx, s.dw]),
+        Case(ops.embedding_forward, ops.embedding_backward, [tokens, w], {}, s, [s.y, s.dw]),
+        Case(ops.rms_norm_forward, ops.rms_norm_backward, [x], {"eps": 0.0}),
+        Case(ops.rms_norm_forward, ops.rms_norm_backward, [1e-3 * x], {"eps": 1e-6}),  # x so small that ε counts
+        Case(ops.rope_forward, ops.rope_backward, [x], {"head_dim": 4}),
+        Case(ops.rope_forward, ops.rope_backward, [x], {"head_dim": 4, "start": 3}),
+        Case(ops.attention_forward, ops.attention_backward, [q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx]),
+        Case(ops.attention_forward, ops.attention_backward, [x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx]),
+        Case(ops.gated_silu_forward, ops.gated_silu_backward, [x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx]),
+        Case(ops.residual_split_forward, ops.residual_split_backward, [x], {}, r, [1.0, r.dbase]),
+        Case(ops.residual_add_forward, ops.residual_add_backward, [2 * x, x], {}, r,
+             [(2 * r.a + r.b) / 3, r.dbranch, r.b]),  # y = 2 a x + b x, and 3 x when plain
+        Case(ops.cross_entropy_forward, ops.cross_entropy_backward, [logits, targets], {"alpha": 1.6}, s, [s.y, s.dx]),
+    ]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m microumup gradcheck`: 0 when every check holds, 1 when one does not, 2 on a bad argument."""
+    parser = Parser("gradcheck", __doc__ or "")
+    parser.add_argument("--scheme", nargs="+", metavar="NAME", default=list(SCHEMES),
+                        help=f"the models of part 3 (default: {' '.join(SCHEMES)})")  # fmt: skip
+    parser.add_argument("--seed", type=whole, metavar="N", default=0, help="of inputs and weights (default: 0)")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, and all checks")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
+    args = parser.parse_args(argv)
+    with bad_input(parser):
+        if args.seed < 0:
+            raise ValueError(f"--seed: {args.seed} is negative; use 0 or more")
+        configs = [tiny_config(scheme) for scheme in args.scheme]
+    results = []
+    for case in (pairs := cases(args.seed)):
+        results += check_pair(case.forward, case.backward, case.arrays, **case.settings)
+    for case in pairs:
+        if case.scale:
+            results += check_factors(*case[:3], case.scale, case.expected, **case.settings)
+    # with None, tqdm is silent where there is no terminal
+    for config in tqdm(configs, desc="models", leave=False, disable=True if args.quiet else None):
+        results += check_model(config, args.seed)
+
+    failed = [r.name for r in results if not r.passed]
+    _print_table(results, say(args.quiet))
+    if failed:
+        print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
+    if args.json:
+        finite = [[v if not isinstance(v, float) or isfinite(v) else None for v in r] for r in results]
+        checks = [dict(zip(Result._fields, values, strict=True)) for values in finite]
+        print(json.dumps({"passed": not failed, "checks": checks}))
+    return 1 if failed else 0
+
+
+def _print_table(results: list[Result], echo: Callable[..., None]) -> None:
+    titles = {
+        1: f"(1) pairs: every gradient and the finite differences, error at most {PAIR_TOLERANCE:g}",
+        2: f"(2) factors: every result with and without them, error at most {FACTOR_TOLERANCE:g}",
+        3: f"(3) model: every parameter's gradient and the true one, 1 - cosine at most {COSINE_TOLERANCE:g}, "
+           f"measured/predicted within {CONSTANT_TOLERANCE:g} of 1",
+    }  # fmt: skip
+    for part, title in titles.items():
+        echo(f"{title}\n    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}")
+        for r in results:
+            if r.part == part:
+                verdict = "ok" if r.passed else "FAIL"
+                echo(f"    {r.name:54}{r.error:10.1e}{r.predicted:13.7g}{r.measured:13.7g}  {verdict}")
+    echo(f"{sum(r.passed for r in results)} of {len(results)} checks hold")
+
+
+def _run(forward: Forward, backward: Backward, arrays: Sequence[Array], **settings: Any) -> dict[str, Array]:
+    """y, and the gradients of the float arrays: dx of forward's argument x, and so on."""
+    inputs = [Tensor(a) if a.dtype.kind == "f" else a for a in arrays]
+    y = primitive(forward, backward)(*inputs, **settings)
+    backpropagate(y, _random_dy(y.data.shape))
+    named = zip(signature(forward).parameters, inputs, strict=False)
+    return {"y": y.data} | {f"d{name}": x.grad for name, x in named if isinstance(x, Tensor) and x.grad is not None}
+
+
+def _float64(arrays: Sequence[Array]) -> list[Array]:
+    return [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
+
+
+def _random_dy(shape: tuple[int, ...]) -> Array:
+    # a seed nobody draws x with: if dy were x, rms_norm's gradient would be 0, and a comparison nothing but rounding
+    return np.asarray(np.random.default_rng((27, 18, 28)).standard_normal(shape))
+
+
+def _norm(x: Array) -> float:
+    return float(np.linalg.norm(x))
+
+
+def _label(forward: Forward, name: str, result: Array) -> str:
+    return f"{forward.__name__.removesuffix('_forward')} {name} {result.shape}"
+
+
+def _compare(part: int, name: str, found: Array, reference: Array, predicted: float, tolerance: float) -> Result:
+    size = _norm(reference) or 1.0
+    error = _norm(found - predicted * reference) / (predicted * size)
+    return Result(part, name, error, predicted, _norm(found) / size, error <= tolerance)

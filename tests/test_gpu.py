@@ -1,0 +1,235 @@
+"""The GPU path: on the double of CuPy everywhere, on CuPy itself where there is a device (`pytest -m gpu`)."""
+
+import inspect
+
+import cupy_double
+import ml_dtypes
+import numpy as np
+import pytest
+from cupy_double import counts
+
+from microumup.backend import scatter_add, to_device, to_host
+from microumup.engine import Tensor, backpropagate
+from microumup.fp8 import FORMATS, quantize, quantize_nonsaturating, quantize_stochastic
+from microumup.generate import generate
+from microumup.model import ModelConfig, gradient_constants, init_params, loss, weights
+from microumup.optim import SGD, AdamW
+from microumup.parametrization import SCHEMES
+from microumup.train import TrainConfig, Trainer
+
+SMALL = {"width": 16, "head_dim": 8, "seq_len": 16, "batch_size": 4, "layers": 2}
+
+
+@pytest.fixture
+def double(monkeypatch):
+    return cupy_double.install(monkeypatch)
+
+
+@pytest.fixture
+def cupy():
+    """The real one."""
+    module = pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        devices = module.cuda.runtime.getDeviceCount()
+    except module.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"CuPy finds no usable driver: {error}")
+    if not devices:
+        pytest.skip("CuPy finds no GPU")
+    return module
+
+
+def one_step(scheme, fp8, device):
+    """The loss of one training step, the gradients, and the weights after a step of AdamW and of SGD from there."""
+    config = ModelConfig(scheme=scheme, fp8=fp8, width=16, layers=2, head_dim=8, seq_len=16, vocab_size=64)
+    tokens, targets = np.random.default_rng(0).integers(config.vocab_size, size=(2, 4, config.seq_len))
+    params = {name: Tensor(to_device(w, device), name) for name, w in init_params(config).items()}
+    out = loss(params, to_device(tokens, device), to_device(targets, device), config)
+    backpropagate(out)
+    grads = {name: t.grad for name, t in params.items()}
+    after = {}
+    for kind in ("adamw", "sgd"):
+        arrays = {name: t.data.copy() for name, t in params.items()}
+        if kind == "adamw":
+            optimizer = AdamW(arrays, {name: w.C for name, w in weights(config).items()}, lr=0.5, weight_decay=2**-13)
+        else:
+            optimizer = SGD(arrays, gradient_constants(config, tokens.size), lr=0.5, weight_decay=2**-13)
+        optimizer.step(grads, 1.0)
+        after[kind] = {name: to_host(w) for name, w in arrays.items()}
+    return float(out.data), {name: to_host(g) for name, g in grads.items()}, after
+
+
+# ---- The double ----
+
+
+@pytest.mark.parametrize("fp8", ["none", "fp8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_step_on_the_double_gives_the_bits_of_numpy(double, scheme, fp8):
+    value, grads, after = one_step(scheme, fp8, "cpu")
+    value_gpu, grads_gpu, after_gpu = one_step(scheme, fp8, "gpu")
+    assert value_gpu == value
+    for name, grad in grads.items():
+        assert np.abs(grad).max() > 0, name
+        # Only scatter_add makes its sums in another way; in float32 that is a few units in the last place of a row.
+        tolerance = 1e-6 * np.abs(grad).max(axis=-1, keepdims=True) if name == "embedding" else 0
+        assert (np.abs(grads_gpu[name] - grad) <= tolerance).all(), name
+        for kind in after if name != "embedding" else ():
+            np.testing.assert_array_equal(after_gpu[kind][name], after[kind][name], err_msg=f"{kind}, {name}")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_how_often_a_step_waits_for_the_device(double, corpus, layers):
+    trainer = Trainer(TrainConfig(**SMALL | {"layers": layers}, fp8="fp8"), corpus, "gpu")
+    counts.clear()
+    trainer.update(0)
+    # Two checks of ids, of a smallest and a largest each; the loss; one search for the rows of scatter_add; the norm.
+    assert counts["syncs"] <= 7
+    # Tokens and targets; RoPE's angles, once for all; the end of scatter_add's last segment.
+    assert counts["uploads"] <= 4
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_on_the_double_gives_the_tokens_of_numpy(double, use_cache):
+    config = TrainConfig(**SMALL)
+    on_cpu = init_params(config)
+    on_gpu = {name: to_device(w, "gpu") for name, w in on_cpu.items()}
+    tokens = generate(on_cpu, config, [1, 2, 3], 20, use_cache=use_cache)  # more than seq_len
+    counts.clear()
+    assert generate(on_gpu, config, [1, 2, 3], 20, use_cache=use_cache) == tokens
+    # Of each token: the check of its ids, and its logits down; itself and RoPE's angles up.
+    assert counts["syncs"] <= 20 * 3
+    assert counts["uploads"] <= 20 * 2
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_quantize_on_the_double_gives_the_bits_of_numpy(double, fmt):
+    x = np.concatenate((np.random.default_rng(0).standard_normal(1000) * 2.0**-6, [0.0, -0.0, np.inf, -np.inf, np.nan]))
+    x = (x * 1e4).astype(np.float32)
+    on_gpu = to_device(x, "gpu")
+    counts.clear()
+    results = [
+        (quantize(on_gpu, fmt), quantize(x, fmt)),
+        (quantize_nonsaturating(on_gpu, fmt), quantize_nonsaturating(x, fmt)),
+    ]
+    assert not counts  # nothing goes up or down
+    drawn = [quantize_stochastic(array, fmt, np.random.default_rng(0)) for array in (on_gpu, x)]
+    for gpu, cpu in (*results, drawn):
+        assert gpu.get().tobytes() == cpu.tobytes()
+
+
+REFUSED = {
+    "numpy operand": lambda xp, x: x + np.ones(3, np.float32),
+    "numpy operand first": lambda xp, x: np.ones(3, np.float32) * x,
+    "in place into numpy": lambda xp, x: np.ones(3, np.float32).__iadd__(x) is NotImplemented and fail(),
+    "list operand": lambda xp, x: xp.maximum(x, [1.0, 2.0, 3.0]),
+    "numpy's function": lambda xp, x: np.exp(x),
+    "implicit copy down": lambda xp, x: np.asarray(x),
+    "where=": lambda xp, x: xp.exp(x, where=x > 0),
+    "initial=": lambda xp, x: x.max(initial=0),
+    "order= of einsum": lambda xp, x: xp.einsum("i->", x, order="C"),
+    "kind of sort": lambda xp, x: xp.argsort(x, kind="quicksort"),
+    "size from the device": lambda xp, x: xp.zeros(x.sum()),
+    "range from the device": lambda xp, x: range(xp.argmax(x)),
+    "numpy index": lambda xp, x: x[np.array([0, 1])],
+    "list index": lambda xp, x: x[[0, 1]],
+    "index out of range": lambda xp, x: x[xp.asarray(np.array([3]))],
+    "written twice": lambda xp, x: x.__setitem__(xp.asarray(np.array([1, 1])), 0.0),
+    "numpy written": lambda xp, x: x.__setitem__(slice(None), np.ones(3, np.float32)),
+    "concatenate with numpy": lambda xp, x: xp.concatenate((x, np.ones(3, np.float32))),
+    "matmul with numpy": lambda xp, x: x @ np.ones(3, np.float32),
+    "numpy's out": lambda xp, x: xp.exp(x, out=np.ones(3, np.float32)),
+    "float64 into integers": lambda xp, x: xp.arange(3).__iadd__(x),
+    "float8": lambda xp, x: x.astype(ml_dtypes.float8_e4m3fn),
+    "float8 up": lambda xp, x: xp.asarray(np.ones(3, ml_dtypes.float8_e5m2)),
+    "hash": lambda xp, x: {x},
+    **{name: lambda xp, x, name=name: getattr(xp, name) for name in (
+        "errstate", "block", "insert", "unstack", "vecdot", "nditer", "memmap"
+    )},
+    **{name: lambda xp, x, name=name: getattr(x, name) for name in ("setflags", "__index__", "__imatmul__")},
+}  # fmt: skip
+
+
+def fail():
+    raise TypeError("numpy leaves it to us, and we refuse")
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_the_double_refuses(double, mistake):
+    x = double.asarray(np.array([1, 2, 3], np.float32))
+    with pytest.raises((TypeError, ValueError, IndexError, AttributeError)):
+        REFUSED[mistake](double, x)
+
+
+def test_the_double_gives_arrays_where_numpy_gives_scalars(double):
+    x = double.asarray(np.array([1, 2, 3], np.float32))
+    for y in (x.sum(), x[0], double.vdot(x, x), x.max() * 2, double.count_nonzero(x), np.float32(2) * x.mean()):
+        assert type(y) is double.ndarray
+        assert y.shape == ()
+
+
+def test_the_double_promotes_like_numpy_2(double):
+    x = double.asarray(np.ones(3, np.float32))
+    assert (x * 2.5).dtype == (2 * x).dtype == np.float32
+    assert (x * np.float64(2)).dtype == (np.float64(2) * x).dtype == np.float64
+
+
+def test_the_double_has_nothing_that_cupy_lacks():
+    real = pytest.importorskip("cupy", reason="CuPy is not installed")
+    public = {name for name in vars(cupy_double.cupy) if not name.startswith("__")}
+    assert not {name for name in public if not hasattr(real, name)}
+    assert not {name for name in dir(cupy_double.ndarray) if not hasattr(real.ndarray, name)} - {"_host"}
+    assert not {name for name in cupy_double.UFUNCS.split() if not isinstance(getattr(real, name), real.ufunc)}
+    for name, parameters in cupy_double.FUNCTIONS.items():
+        known = list(inspect.signature(getattr(real, name)).parameters)
+        assert known[: len(parameters.split())] == parameters.split(), name
+
+
+# ---- A device ----
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fp8", ["none", "fp8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_step_on_a_device_is_near_that_of_numpy(cupy, scheme, fp8):
+    value, grads, after = one_step(scheme, fp8, "cpu")
+    value_gpu, grads_gpu, after_gpu = one_step(scheme, fp8, "gpu")
+    # float32 sums in another order: some 1e-6. Before a cast that moves a few values to the neighbour, 1/16 away.
+    rough = 1e-5 if fp8 == "none" else 1e-2
+    assert value_gpu == pytest.approx(value, rel=rough)
+    for name, grad in grads.items():
+        assert np.linalg.norm(grads_gpu[name] - grad) <= rough * np.linalg.norm(grad), name
+        # AdamW's first step is about the sign of the gradient: it flips where the gradient is as good as 0.
+        for kind, least in (("adamw", 10 * rough**0.5), ("sgd", rough)):
+            moved = np.linalg.norm(after_gpu[kind][name] - after[kind][name])
+            assert moved <= least * np.linalg.norm(after[kind][name]), (kind, name)
+
+
+@pytest.mark.gpu
+def test_generation_on_a_device_gives_the_tokens_of_numpy(cupy):
+    config = TrainConfig(**SMALL)
+    on_cpu = init_params(config)
+    on_gpu = {name: to_device(w, "gpu") for name, w in on_cpu.items()}
+    # Logits differ by some 1e-6, so a draw falls to the other side of a boundary once in 10^5 tokens.
+    assert generate(on_gpu, config, [1, 2, 3], 20) == generate(on_cpu, config, [1, 2, 3], 20)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_quantize_on_a_device_gives_the_bits_of_numpy(cupy, fmt):
+    bits = np.random.default_rng(0).integers(2**32, size=1_000_000, dtype=np.uint32)
+    x = np.concatenate((bits.view(np.float32), np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32)))
+    for round_to in (quantize, quantize_nonsaturating):
+        cpu, gpu = round_to(x, fmt), round_to(to_device(x, "gpu"), fmt).get()
+        np.testing.assert_array_equal(np.isnan(gpu), np.isnan(cpu))  # a NaN's own bits are nobody's business
+        number = ~np.isnan(cpu)
+        np.testing.assert_array_equal(gpu[number].view(np.uint32), cpu[number].view(np.uint32))
+
+
+@pytest.mark.gpu
+def test_scatter_add_on_a_device_is_exact_and_repeats(cupy):
+    rng = np.random.default_rng(0)
+    index, values = rng.integers(50, size=5000), rng.standard_normal((5000, 32)).astype(np.float32)
+    expected = np.zeros((60, 32))
+    np.add.at(expected, index, values)
+    first, *others = (scatter_add(60, to_device(index, "gpu"), to_device(values, "gpu")).get() for _ in range(5))
+    np.testing.assert_allclose(first, expected, rtol=0, atol=1e-5)  # about 100 terms of size 1 in float32
+    assert all(other.tobytes() == first.tobytes() for other in others)
