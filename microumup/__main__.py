@@ -9,6 +9,9 @@ COMMANDS = {
     "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
+    "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
+    "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
+    "bench": ("microumup.lab.bench", "what FP8 costs in time"),
     "scales": ("microumup.lab.scales", "RMS and FP8 range of every tensor that a linear multiplies"),
 }
 

@@ -14,9 +14,10 @@ from microumup.parametrization import ALIASES
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that says what is wrong in one line, and ends with 2."""
 
-    def __init__(self, command: str, description: str, examples: str = "") -> None:
+    def __init__(self, command: str, description: str, *, operands: str = "", examples: str = "") -> None:
         super().__init__(
-            prog=f"microumup {command}", usage=f"microumup {command} [options]", allow_abbrev=False,
+            prog=f"microumup {command}", usage=" ".join(f"microumup {command} {operands} [options]".split()),
+            allow_abbrev=False,
             description=description, epilog=examples and f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
@@ -30,6 +31,8 @@ def bad_input(parser: Parser) -> Iterator[None]:
     """Turn a ValueError or OSError, by which everything reports bad input, into the parser's one line and exit 2."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # the reader of our output is gone: no fault of the arguments
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
 

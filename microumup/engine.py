@@ -95,9 +95,9 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
         found = f"{cotangent.dtype} {cotangent.shape}"
         raise ValueError(f"backpropagate: the cotangent is {found}, y is {y.data.dtype} {y.data.shape}")
     y.accumulate(cotangent)
-    tape = _tape(y)
-    while tape:
-        node = tape.pop()  # the youngest left: everything made from it has already passed its gradient on
+    todo = tape(y)
+    while todo:
+        node = todo.pop()  # the youngest left: everything made from it has already passed its gradient on
         if node._backward is None:
             raise ValueError(f"backpropagate: the tape behind {node!r} was walked before; run the forward pass again")
         assert node.grad is not None
@@ -117,7 +117,7 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
             node.saved = None
 
 
-def _tape(y: Tensor) -> list[Tensor]:
+def tape(y: Tensor) -> list[Tensor]:
     """Every op between the leaves and `y`, oldest first. No recursion, so depth costs no stack."""
     found, todo = {y}, [y]
     while todo:

@@ -55,7 +55,12 @@ def load_run(run_dir: Path, device: str = "cpu") -> tuple[ModelConfig, dict[str,
 
 def main(argv: list[str] | None = None) -> int:
     """The command `generate`."""
-    parser = cli.Parser("generate", "Let a trained model continue a text. The same seed gives the same continuation.")
+    parser = cli.Parser(
+        "generate",
+        "Let a trained model continue a text. The same seed gives the same continuation.",
+        operands="RUN_DIR",
+        examples='  microumup generate runs/mine --prompt "The people of" --temperature 0.5',
+    )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run directory that train wrote")
     parser.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
     parser.add_argument("--tokens", type=cli.whole, default=400, metavar="N", help="tokens to add (default: 400)")

@@ -1,8 +1,9 @@
 """The training loop, and `python -m microumup.train`.
 
 A run directory holds config.json (every option), metrics.jsonl (a line a step), checkpoint.safetensors (to resume
-from) and, when it is finished, result.json. A run is a function of its config: batches and initial weights are drawn
-from the seed and the step alone, so a run that was cut off and resumed ends in the same bits as one that was not.
+from), scales.jsonl if asked for and, when it is finished, result.json. A run is a function of its config: batches and
+initial weights are drawn from the seed and the step alone, so a run that was cut off and resumed ends in the same bits
+as one that was not.
 """
 
 import json
@@ -22,10 +23,12 @@ from microumup import __version__, checkpoint, cli
 from microumup.backend import Array, choose_device, to_device, xp_of
 from microumup.data import BYTES, Corpus, batch, load_corpus, windows
 from microumup.engine import Tensor, backpropagate
+from microumup.fp8 import LinearFormats, parse_recipe
 from microumup.generate import generate
 from microumup.model import ModelConfig, gradient_constants, init_params, loss, option, option_name, too_small, weights
 from microumup.optim import SGD, AdamW, schedule
 from microumup.parametrization import SCHEMES
+from microumup.ranges import log_scales
 
 Result = dict[str, Any]
 
@@ -105,6 +108,7 @@ class Trainer:
         else:
             self.optimizer = SGD(self.params, constants, lr=eta, weight_decay=decay)
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the loss itself is looked at
     def update(self, step: int, *, watch: Callable[[int, Tensor], None] | None = None) -> tuple[float, float, float]:
         """One step: the loss before it, the gradient's norm as the optimizer sees it, and the schedule's value.
 
@@ -229,18 +233,21 @@ def new_run_dir(out: Path | None, config: TrainConfig) -> Path:
     return out
 
 
-def resumed_config(run_dir: Path) -> TrainConfig:
-    """The config of an unfinished run. Raises ValueError when there is none, or it is finished."""
+def load_config(run_dir: Path) -> TrainConfig:
+    """The config of a run. Raises ValueError when there is none."""
     path = run_dir / "config.json"
     if not path.exists():
-        raise ValueError(f"--resume: {run_dir} holds no run, there is no config.json in it")
-    if (run_dir / "result.json").exists():
-        raise ValueError(f"--resume: the run in {run_dir} is finished; see its result.json")
+        raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
     try:
         options = json.loads(path.read_text())
         return TrainConfig(**options | {"text": tuple(options["text"])})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"--resume: {path} is not a config of microumup {__version__} ({error})") from None
+        raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None
+
+
+def casts_or_fp8(config: ModelConfig) -> dict[str, LinearFormats]:
+    """What the model casts to, or would in FP8 if it casts nothing: the formats to hold its scales against."""
+    return parse_recipe("fp8" if config.fp8 == "none" else config.fp8)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -248,10 +255,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser(
         "train",
         "Train a Llama on text. Without options: u-µP on State of the Union addresses, under a minute on a laptop.",
-        "  microumup train --width 128 --lr 2^0.5        the same learning rate at twice the width: what u-µP is for\n"
-        "  microumup train --scheme sp --width 128       and what happens without it\n"
-        "  microumup train --fp8 fp8                     every linear's x, w and dy cast to FP8\n"
-        "  microumup train --text my_novel.txt           on a text of your own",
+        examples="  microumup train --width 128             twice as wide at the same learning rate\n"
+        "  microumup train --fp8 fp8               every linear's x, w and dy cast to FP8\n"
+        "  microumup train --scheme sp --lr 2^-7   the standard parametrization\n"
+        "  microumup train --text my_novel.txt     on a text of your own",
     )
     sizes = "tiny: under a minute (default); laptop: minutes; paper: Table 6, for a GPU; other options override it"
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help=sizes)
@@ -260,18 +267,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its options")
     parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)")
+    parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks at "
+                        "the range of every x, w and dy, for the command scales (default: none)")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line")
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
         options = cli.given(args, TrainConfig)
-        if args.save_every < 1:
-            raise ValueError(too_small("save_every", args.save_every, 1))
+        for name, least in (("save_every", 1), ("log_scales", 0)):
+            if getattr(args, name) < least:
+                raise ValueError(too_small(name, getattr(args, name), least))
         if args.resume and (options or args.out):
             extra = ", ".join(map(option_name, (*options, *(["out"] if args.out else []))))
             raise ValueError(f"--resume: takes its options from the run; leave out {extra}")
-        config = resumed_config(args.resume) if args.resume else TrainConfig(**PRESETS[args.preset] | options)
+        if args.resume and not (args.resume / "config.json").exists():
+            raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
+        if args.resume and (args.resume / "result.json").exists():
+            raise ValueError(f"--resume: the run in {args.resume} is finished; see its result.json")
+        config = load_config(args.resume) if args.resume else TrainConfig(**PRESETS[args.preset] | options)
         device = choose_device(args.device)
         text = [Path(path) for path in config.text]
         if config.vocab_size > BYTES:
@@ -288,8 +302,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     say(f"{corpus.name}, {len(corpus.train):,} training tokens; {c.steps} steps of {c.batch_size} x {c.seq_len} tokens")
     say(f"writing to {run_dir}")
+
+    def watch(step: int, out: Tensor) -> None:
+        log_scales(run_dir, step, out, casts_or_fp8(config))
+
     try:
-        trainer, result = train(config, corpus, run_dir, device=device, quiet=args.quiet, save_every=args.save_every)
+        trainer, result = train(
+            config, corpus, run_dir, device=device, quiet=args.quiet, save_every=args.save_every,
+            watch=watch, watch_every=args.log_scales,
+        )  # fmt: skip
     except Diverged as error:
         print(f"microumup train: {error}", file=sys.stderr)
         return 1

@@ -58,7 +58,10 @@ def test_gpu_where_there_is_one(double):
 
 UNUSABLE = {
     "no device": ((lambda: 0,), "CuPy finds no GPU"),
-    "no driver": ((raising(RuntimeError("cudaErrorInsufficientDriver: too old\nmore")),), "cudaErrorInsufficientDriver"),
+    "no driver": (
+        (raising(RuntimeError("cudaErrorInsufficientDriver: too old\nmore")),),
+        "cudaErrorInsufficientDriver",
+    ),
     "no message": ((raising(RuntimeError),), r"CuPy cannot use a GPU \(RuntimeError\)"),
     "no compiler": ((lambda: 1, raising(ImportError("no nvrtc"))), r"CuPy cannot use a GPU \(no nvrtc\)"),
 }

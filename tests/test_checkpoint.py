@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from microumup import checkpoint
 
 ARRAYS = {"params/a": np.arange(6, dtype=np.float32).reshape(2, 3), "m/a": np.zeros((0, 3))}
@@ -41,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none.safetensors: there is no checkpoint here"):
+    with pytest.raises(ValueError, match=r"none\.safetensors: there is no checkpoint here"):
         checkpoint.load(tmp_path / "none.safetensors")
     (tmp_path / "text").write_text("hello, this is no safetensors file")
     with pytest.raises(ValueError, match="text: not a checkpoint of microumup"):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from microumup.data import Corpus
 from microumup.generate import generate, load_run, main
 from microumup.model import ModelConfig, forward, init_params
@@ -46,7 +47,8 @@ def test_draws_follow_the_softmax_of_the_scaled_logits() -> None:
     logits = 4.0 * forward(PARAMS, np.array([[3]]), CONFIG).data[0, -1]  # α_loss-softmax
     p = np.exp(logits / 0.5)
     p /= p.sum()
-    counts = np.bincount([generate(PARAMS, CONFIG, [3], 1, temperature=0.5, seed=seed)[0] for seed in range(2000)], minlength=19)
+    drawn = [generate(PARAMS, CONFIG, [3], 1, temperature=0.5, seed=seed)[0] for seed in range(2000)]
+    counts = np.bincount(drawn, minlength=19)
     assert np.abs(counts / 2000 - p).max() < 5 * np.sqrt(p.max() / 2000)  # five standard deviations of a count
 
 

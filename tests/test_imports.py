@@ -20,7 +20,8 @@ def book_before(name):
 ALLOWED = {name: book_before(name) for name in BOOK}
 ALLOWED["cli"] = book_before("optim")
 ALLOWED["generate"] = book_before("train") | {"cli"}
-ALLOWED["train"] |= {"cli", "generate"}
+ALLOWED["ranges"] = book_before("train")
+ALLOWED["train"] |= {"cli", "generate", "ranges"}
 EVERYTHING = {*ALLOWED, "lab", "interop", "fused"}
 ALLOWED |= dict.fromkeys(("lab", "interop", "fused", "__main__"), EVERYTHING)
 ALLOWED["__init__"] = set()  # the version alone, so anyone may import it

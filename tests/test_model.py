@@ -4,19 +4,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from microumup.engine import Tensor, backpropagate
 from microumup.model import Cache, ModelConfig, branches, forward, gradient_constants, init_params, loss, weights
 from microumup.optim import AdamW, schedule
 from microumup.parametrization import SCHEMES
 
-TINY = ModelConfig(width=16, head_dim=8, seq_len=12, vocab_size=19, base_width=8, base_layers=1, scheme="mup")
+SIZE = {"width": 16, "head_dim": 8, "seq_len": 12, "vocab_size": 19}
+TINY = ModelConfig(**SIZE, scheme="mup", base_width=8, base_layers=1)
 # 20 batches of 3 sequences that go up by 7, modulo 19, from a random start: there is something to learn
 TOKENS = (np.random.default_rng(1).integers(0, 19, (20, 3, 1)) + 7 * np.arange(13)) % 19
 
 
 def tiny(scheme: str, **options: Any) -> ModelConfig:
     base = {"base_width": 8, "base_layers": 1} if "base_width" in SCHEMES[scheme].hyperparameters else {}
-    return ModelConfig(**{"scheme": scheme, "width": 16, "head_dim": 8, "seq_len": 12, "vocab_size": 19} | base | options)
+    return ModelConfig(**{"scheme": scheme} | SIZE | base | options)
 
 
 # 20 steps in float64: the same on every machine but for the order of additions, which 20 steps of a model this small
@@ -34,8 +36,9 @@ TRAJECTORIES = {
     ],
     "umup": [
         2.89984144757, 2.60203136663, 2.19047678867, 1.67069808191, 1.12595883484, 0.661375584959, 0.330854445202,
-        0.172840375608, 0.102064573885, 0.0466578493052, 0.0355311073076, 0.0195267302638, 0.0155176606105, 0.0111322734317,
-        0.0104782426492, 0.00977022221162, 0.00904959161018, 0.00800175268241, 0.00718803259746, 0.00875210420609,
+        0.172840375608, 0.102064573885, 0.0466578493052, 0.0355311073076, 0.0195267302638, 0.0155176606105,
+        0.0111322734317, 0.0104782426492, 0.00977022221162, 0.00904959161018, 0.00800175268241, 0.00718803259746,
+        0.00875210420609,
     ],
 }  # fmt: skip
 
@@ -122,7 +125,8 @@ def test_params_as_arrays_keep_no_tape() -> None:
 
 
 def test_the_paper_preset_has_llama_shapes() -> None:
-    shapes = {name: w.shape for name, w in weights(ModelConfig(width=256, layers=4, head_dim=64, vocab_size=32000)).items()}
+    paper = ModelConfig(width=256, layers=4, head_dim=64, vocab_size=32000)
+    shapes = {name: w.shape for name, w in weights(paper).items()}
     assert shapes["embedding"] == shapes["head"] == (32000, 256)
     assert shapes["layer3.q"] == shapes["layer0.o"] == (256, 256)
     assert shapes["layer0.gate"] == shapes["layer0.up"] == (704, 256)

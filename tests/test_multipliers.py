@@ -2,6 +2,7 @@ from math import isclose, log, sqrt
 
 import numpy as np
 import pytest
+
 from microumup.multipliers import (
     Plain,
     UnitScaled,
@@ -130,6 +131,7 @@ def residual_networks(taus: list[float], alpha_res: float, ratio: float) -> tupl
     plain = scaled = rng.standard_normal((8, 32))
     variance = 1.0
     for l, (a, b) in enumerate(residual_multipliers(taus), start=1):  # noqa: E741
+
         def block(x: np.ndarray, l: int = l) -> np.ndarray:  # noqa: E741 - zero-homogeneous: it normalizes first
             return np.tanh(x / np.sqrt(np.mean(x * x, -1, keepdims=True)) @ weights[l - 1])
 

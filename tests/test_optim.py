@@ -2,6 +2,7 @@ from math import isclose
 
 import numpy as np
 import pytest
+
 from microumup import parametrization
 from microumup.engine import Tensor, backpropagate
 from microumup.model import ModelConfig, gradient_constants, init_params, loss

@@ -3,6 +3,7 @@
 from math import isclose, sqrt
 
 import pytest
+
 from microumup.multipliers import residual_multipliers, residual_taus
 from microumup.parametrization import ALIASES, SCHEMES, Shape, Weight, weight, without_embedding_lr_rule
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from microumup import ops
 from microumup.engine import Tensor, backpropagate
 from microumup.model import ModelConfig, init_params, loss

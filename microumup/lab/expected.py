@@ -1,0 +1,175 @@
+"""What RMS every tensor of `umup` starts at on random tokens, worked out from shapes alone.
+
+Unit Scaling aims at 1, and most tensors are there. The others depart from it by what follows from the rules:
+
+    logits               D^-1/2                       the readout's A is 1/fan_in
+    head's dx            √(V/D)                       its backward factor is fan_in^-1/2 (App. A.4), not fan_out^-1/2
+    down's dx            √(D/F) = 0.60 of dy          A is fan_in^-1/2 in both directions
+    gate's and up's dx   √(F/D) = 1.66 of dy          which is 0.60 after down; the sum of both is √2
+    attention's y, dv    √(H_s/s)/σ, of dy            σ is a model; H_s = 1 + 1/2 + … + 1/s is exact for the mean
+    dq, dk               α/√K √((H_s - Q_s)/s)/σ      of dy; Q_s = 1 + 1/4 + … + 1/s²
+    a trunk's gradient   √(a² branch² + b² skip²)
+
+The rows on attention hold for tokens that have nothing in common. From layer 1 on they do have: each got the average of
+those before it added, nearly the same one as its neighbour. An average of such vectors is larger: with two layers,
+attention's y in layer 1 is 1.8 at s = 64 and 2.9 at s = 256. So one number per tensor is not enough, and what is
+followed here is a matrix M (s, s): the mean over features of the product of a tensor's vectors at two positions of a
+sequence. Its diagonal is the mean square at every position. Weights are independent of what they meet, which
+makes the rules short:
+
+    linear               (gain)² M                    A² times the number of terms in the sum
+    rms_norm             M/(ρ ρᵀ), ρ = √diagonal      forward the diagonal becomes 1; backward by the same ρ
+    attention            P M Pᵀ/σ², back Pᵀ M P/σ²    P[n, m] = 1/n for m <= n: scores of std α/√K count as equal
+    f(gate)              Σ_k f_k² M^k                 f_k: coefficients of f in Hermite polynomials
+    weight's gradient    √(mean_n Σ_m M_dy M_x)       a mean over tokens; √b keeps it independent of their number
+
+Measured RMS are within 1 to 6 % of it on the whole, single ones within 20 %, up to 30 % where s is far larger than D;
+as long as α/√K stays below 1/2, for then attention is nearly uniform.
+"""
+
+from collections.abc import Callable
+from math import factorial, sqrt
+
+import numpy as np
+from numpy.polynomial import hermite_e, polynomial
+
+from microumup.backend import Array
+from microumup.model import ModelConfig, branches, weights
+from microumup.multipliers import attention_sigma, gated_silu_sigma
+
+
+def expected_rms(config: ModelConfig) -> dict[str, float]:
+    """RMS at initialization of every tensor that `scales.measured_rms` measures, by the same names.
+
+    For tokens and targets drawn uniformly; any number of sequences of seq_len tokens. Raises ValueError for a scheme
+    other than umup.
+    """
+    if config.scheme != "umup":
+        raise ValueError(f"--scheme {config.scheme}: expected scales are known for umup alone")
+    c, D, F, V, s = config, config.width, config.ffn_dim, config.vocab_size, config.seq_len
+    scales = branches(c)
+    average = np.tril(np.ones((s, s))) / np.arange(1, s + 1)[:, None]  # P
+    attention_variance = attention_sigma(c.alpha_attn_softmax, c.head_dim, s) ** 2
+    silu, silu_slope = _silu_products(c.alpha_ffn_act)
+    silu_variance = gated_silu_sigma(c.alpha_ffn_act) ** 2
+
+    rms = dict.fromkeys(_names(c), 1.0)
+
+    def note(M: Array, *names: str) -> None:
+        rms.update(dict.fromkeys(names, sqrt(np.trace(M) / s)))
+
+    def note_dw(M_dy: Array, M_x: Array, *names: str) -> None:
+        rms.update(dict.fromkeys(names, sqrt((M_dy * M_x).sum() / s)))
+
+    # Forward. R is the trunk's matrix; of every branch what backward needs is kept: its normalized input, the squares
+    # it was normalized by, and its output.
+    same_token = np.eye(s) + (1 - np.eye(s)) / V  # two tokens are the same one, and so is their row, once in V
+    R, kept = same_token, []
+    for l in range(c.layers):  # noqa: E741
+        note(R, f"layer{l}.attn_split.y")
+        x, squares = _normalized(R)
+        y = average @ x @ average.T / attention_variance
+        note(y, *(f"layer{l}.{name}" for name in ("attention.y", "o.x", "o.y")))
+        kept.append((x, squares, y))
+        R = scales[2 * l].a ** 2 * y + scales[2 * l].b ** 2 * R
+        note(R, f"layer{l}.attn_add.y", f"layer{l}.ffn_split.y")
+        x, squares = _normalized(R)
+        y = x * silu(x) / silu_variance
+        note(y, *(f"layer{l}.{name}" for name in ("gated_silu.y", "down.x", "down.y")))
+        kept.append((x, squares, y))
+        R = scales[2 * l + 1].a ** 2 * y + scales[2 * l + 1].b ** 2 * R
+        note(R, f"layer{l}.ffn_add.y")
+    rms["head.y"] = D**-0.5
+
+    # Backward. G is the matrix of the trunk's gradient.
+    dx = V / D * np.eye(s)  # dlogits has scale 1 and, the targets being random, nothing in common between positions
+    note(dx, "head.dx", "final_norm.dy")
+    G = dx / _normalized(R)[1]
+    for l in reversed(range(c.layers)):  # noqa: E741
+        x, squares, y = kept[2 * l + 1]
+        note(G, f"layer{l}.ffn_add.dy", f"layer{l}.down.dy")
+        note_dw(G, y, f"layer{l}.down.dw")
+        dh = D / F * G
+        note(dh, f"layer{l}.down.dx", f"layer{l}.gated_silu.dy")
+        d_up, d_gate = dh * silu(x) / silu_variance, dh * x * silu_slope(x) / silu_variance
+        for name, dy in ((f"layer{l}.up", d_up), (f"layer{l}.gate", d_gate)):
+            note(dy, f"{name}.dy")
+            note(F / D * dy, f"{name}.dx")
+            note_dw(dy, x, f"{name}.dw")
+        dx = F / D * (d_up + d_gate)
+        note(dx, f"layer{l}.ffn_norm.dy")
+        note(dx / squares, f"layer{l}.ffn_split.dy")
+        G = scales[2 * l + 1].a ** 2 * dx / squares + scales[2 * l + 1].b ** 2 * G
+
+        x, squares, y = kept[2 * l]
+        note(G, *(f"layer{l}.{name}" for name in ("attn_add.dy", "o.dy", "o.dx", "attention.dy")))
+        note_dw(G, y, f"layer{l}.o.dw")
+        dv = average.T @ G @ average / attention_variance
+        note(dv, f"layer{l}.v.dy", f"layer{l}.v.dx")
+        note_dw(dv, x, f"layer{l}.v.dw")
+        dq, dk = (np.diag(variance) / attention_variance for variance in _score_gradients(c, x, G, average))
+        note(dq, *(f"layer{l}.{name}" for name in ("q_rope.dy", "q.dy", "q.dx", "q.dw", "k.dw")))
+        note(dk, *(f"layer{l}.{name}" for name in ("k_rope.dy", "k.dy", "k.dx")))
+        dx = dq + dk + dv
+        note(dx, f"layer{l}.attn_norm.dy")
+        note(dx / squares, f"layer{l}.attn_split.dy")
+        G = scales[2 * l].a ** 2 * dx / squares + scales[2 * l].b ** 2 * G
+    note(G, "embedding.dy")
+    note_dw(G, same_token, "embedding.dw")
+    return rms
+
+
+def _names(config: ModelConfig) -> list[str]:
+    """Every tensor, in the order of the forward pass."""
+    linear = ("x", "w", "y", "dx", "dw", "dy")
+    names = [f"{name}.{tensor}" for name in weights(config) if name != "embedding" for tensor in linear]
+    ops = ("attn_split", "attn_norm", "q_rope", "k_rope", "attention", "attn_add",
+           "ffn_split", "ffn_norm", "gated_silu", "ffn_add")  # fmt: skip
+    names += [f"layer{l}.{op}.{tensor}" for l in range(config.layers) for op in ops for tensor in ("y", "dy")]  # noqa: E741
+    return [*names, *(f"embedding.{tensor}" for tensor in ("w", "y", "dw", "dy")), "final_norm.y", "final_norm.dy"]
+
+
+def _normalized(M: Array) -> tuple[Array, Array]:
+    """M with a diagonal of 1, and what it was divided by."""
+    rho = np.sqrt(np.diagonal(M))
+    return M / np.outer(rho, rho), np.outer(rho, rho)
+
+
+def _silu_products(alpha: float) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """E[f(u) f(v)] of standard normal u and v as a function of their correlation, for f = SiLU and its derivative.
+
+    E[f(u) f(v)] = Σ_k f_k² correlation^k with f_k = E[f(u) He_k(u)]/√k!.
+    """
+    u, probability = hermite_e.hermegauss(100)
+    degrees = range(31)
+    he = hermite_e.hermevander(u, degrees[-1]) / np.sqrt([float(factorial(k)) for k in degrees])  # (u, k)
+    probability = probability / probability.sum()
+    sigmoid = 1 / (1 + np.exp(-alpha * u))
+
+    def product(f: Array) -> Callable[[Array], Array]:
+        squares = ((probability * f) @ he) ** 2
+        return lambda correlation: polynomial.polyval(correlation, squares)
+
+    return product(u * sigmoid), product(sigmoid + alpha * u * sigmoid * (1 - sigmoid))
+
+
+def _score_gradients(config: ModelConfig, x: Array, G: Array, average: Array) -> tuple[Array, Array]:
+    """Mean squares (s,) of dq and dk at every position, before 1/σ. x: the normalized input, G: attention's dy.
+
+    The gradient of a score is dS_ij = P_ij (v_j - v̄_i)·dy_i, v̄_i the mean of v up to i, and dq_i = α/K Σ_j dS_ij k_j,
+    dk_j = α/K Σ_i dS_ij q_i. Over W_v the mean of dS_ij dS_im is P_ij P_im K G_ii times x_jm centred up to i, and over
+    W_k that of k_j k_m is x_jm, RoPE left aside. Where x_jm is not 0 by chance, as the tokens are the same or near in
+    D dimensions, it is so in both factors, which adds 1/V + 1/D to the mean of the product.
+    For tokens with nothing in common all this is α²/K G_ii (1/i)(1 - 1/i).
+    """
+
+    def mean_up_to(M: Array) -> Array:
+        return np.asarray(((average @ M) * average).sum(axis=1))  # (s,), over all pairs of positions up to i
+
+    by_chance = (1 - x) * (1 / config.vocab_size + 1 / config.width)
+    row_means, mean = average @ x, mean_up_to(x)  # x_jm centred up to i: x_jm - row_means_ij - row_means_im + mean_i
+    dq = np.diagonal(G) * (mean_up_to(x * x + by_chance) - 2 * (average * row_means**2).sum(axis=1) + mean**2)
+    dS = average * np.sqrt(np.maximum(1 - 2 * row_means + mean[:, None], 0))  # its size, over √(K G_ii)
+    dk = (dS * ((G * x) @ dS)).sum(axis=0)
+    factor = config.alpha_attn_softmax**2 / config.head_dim
+    return factor * dq, factor * dk

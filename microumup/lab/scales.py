@@ -1,0 +1,194 @@
+"""The scale of every tensor, and how the operands of every linear lie in FP8's range.
+
+`measured_rms` looks at all tensors of a tape, to be compared with `expected.expected_rms`; `linear_ranges` at those
+that FP8 training casts: x, w and dy of every linear. Both take a loss after `backpropagate(loss, keep=True)`.
+The command prints the latter: of a model at initialization, or of a run at the first and last step that `train
+--log-scales EVERY` logged, or at its checkpoint. Drawn, that is the paper's Fig. 3, and along training its Fig. 8.
+"""
+
+import argparse
+import json
+from collections import Counter
+from math import inf, log2
+from pathlib import Path
+
+import numpy as np
+
+from microumup import checkpoint, cli
+from microumup.backend import Array, choose_device, to_device
+from microumup.data import batch, load_corpus
+from microumup.engine import Tensor, backpropagate, tape
+from microumup.fp8 import FORMATS
+from microumup.lab.expected import expected_rms
+from microumup.lab.scales_plot import limits, plot
+from microumup.model import ModelConfig, init_params, loss, option_name, weights
+from microumup.ops import linear_backward
+from microumup.ranges import Range, Ranges, grad_of, linear_ranges, read_scales, rms_of
+from microumup.train import PRESETS, TrainConfig, casts_or_fp8, load_config
+
+PLACES = {  # of the ops without a weight, in the order in which a layer has them
+    "residual_split": ("attn_split", "ffn_split"),
+    "rms_norm": ("attn_norm", "ffn_norm"),
+    "rope": ("q_rope", "k_rope"),
+    "attention": ("attention",),
+    "gated_silu": ("gated_silu",),
+    "residual_add": ("attn_add", "ffn_add"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def measured_rms(loss: Tensor) -> dict[str, float]:
+    """RMS of every tensor from the embedding to the logits, forward and backward.
+
+    Every op has .y and .dy; the embedding and linears have .w and .dw too, and linears .x and .dx: the gradient that
+    this linear passes on, its share where several have the same x. An op is named by its weight (layer0.q, head) or
+    its place (layer0.attn_norm, layer0.attention, layer0.ffn_add, final_norm). Raises ValueError without gradients.
+    """
+    nodes = tape(loss)
+    layers = sum(node.op == "attention" for node in nodes)
+    seen: Counter[str] = Counter()
+    rms: dict[str, float] = {}
+    for node in nodes[:-1]:  # the last is the loss
+        if node.op in ("linear", "embedding"):
+            x, w = node.inputs
+            assert isinstance(w, Tensor)
+            name = w.name
+            rms |= {f"{name}.w": rms_of(w.data), f"{name}.dw": rms_of(grad_of(w))}
+            if isinstance(x, Tensor):
+                rms |= {
+                    f"{name}.x": rms_of(x.data),
+                    f"{name}.dx": rms_of(linear_backward(grad_of(node), node.saved)[0]),
+                }
+        else:
+            layer, place = divmod(seen[node.op], len(PLACES[node.op]))
+            name = f"layer{layer}.{PLACES[node.op][place]}" if layer < layers else "final_norm"
+            seen[node.op] += 1
+        rms |= {f"{name}.y": rms_of(node.data), f"{name}.dy": rms_of(grad_of(node))}
+    return rms
+
+
+def kept_loss(params: dict[str, Array], tokens: Array, targets: Array, config: ModelConfig) -> Tensor:
+    """The loss on tokens and targets (B, T), with all gradients taken and the whole tape kept."""
+    out = loss({name: Tensor(w, name) for name, w in params.items()}, tokens, targets, config)
+    backpropagate(out, keep=True)
+    return out
+
+
+def fresh_loss(config: ModelConfig, batch_size: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
+    """`kept_loss` of a new model, on uniformly random tokens and targets."""
+    params = {name: to_device(w, device) for name, w in init_params(config, seed).items()}
+    ids = np.random.default_rng(seed).integers(config.vocab_size, size=(2, batch_size, config.seq_len))
+    return kept_loss(params, to_device(ids[0], device), to_device(ids[1], device), config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+DESCRIPTION = """RMS, absmax, share flushed to zero and share saturated in FP8, for x, w and dy of every linear.
+
+Of a new model on random tokens; of a run at the first and last step that train --log-scales logged, or else at its
+checkpoint."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `scales`."""
+    parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]")
+    parser.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="a run (default: a new model)")
+    parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
+    cli.add_options(parser, TrainConfig)
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw to FILE, a .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON: the formats; the tensors by step")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
+    args = parser.parse_args(argv)
+    with cli.bad_input(parser):
+        if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--plot: {args.plot} does not end with .png, .svg or .pdf")
+        title, logged, expected = _look(args)
+    shown = {step: logged[step] for step in (min(logged), max(logged))}
+    say = cli.say(args.quiet)
+    say(title)
+    for fmt in FORMATS.values():
+        say(f"{fmt.name}: " + ", ".join(f"{name} {_power(limit)}" for name, limit in limits(fmt).items()))
+    say("drawn at the right: o RMS, x absmax; [ min subnormal, : min normal, ] max of the format")
+    for step, ranges in shown.items():
+        say(f"\nstep {step}\n{table(ranges, expected)}")
+    if args.plot:
+        with cli.bad_input(parser):
+            rms = {step: {name: r.rms for name, r in ranges.items()} for step, ranges in logged.items()}
+            plot(args.plot, rms, title)
+        say(f"\ndrawn to {args.plot}")
+    if args.json:
+        formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
+        steps = {step: {name: r._asdict() for name, r in ranges.items()} for step, ranges in shown.items()}
+        print(json.dumps({"formats": formats, "steps": steps} | ({"expected_rms": expected} if expected else {})))
+    return 0
+
+
+def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, float]]:
+    """What to show: a title, the ranges by step, and the RMS to expect where it is known."""
+    options, run_dir = cli.given(args, TrainConfig), args.run_dir
+    if run_dir is None:
+        config = TrainConfig(**PRESETS[args.preset or "tiny"] | options)
+        out = fresh_loss(config, config.batch_size, seed=config.seed, device=choose_device(args.device))
+        expected = expected_rms(config) if config.scheme == "umup" else {}
+        title = f"{config.scheme}, width {config.width}, on {config.batch_size} x {config.seq_len} random tokens"
+        return title, {0: linear_ranges(out, casts_or_fp8(config))}, expected
+    if options or args.preset:
+        extra = ", ".join(map(option_name, options or ["preset"]))
+        raise ValueError(f"{run_dir}: a run has its own options; leave out {extra}")
+    config = load_config(run_dir)
+    title = f"{config.scheme}, width {config.width}, {run_dir}"
+    if logged := read_scales(run_dir):
+        return title, logged, {}
+    device = choose_device(args.device)
+    arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
+    params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
+    text = [Path(path) for path in config.text]
+    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
+    size = {"seq_len": config.seq_len, "batch_size": config.batch_size}
+    tokens, targets = batch(corpus.train, **size, seed=config.seed, step=info["step"])  # the one it would train on next
+    out = kept_loss(params, to_device(tokens, device), to_device(targets, device), config)
+    return title, {info["step"]: linear_ranges(out, casts_or_fp8(config))}, {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def _power(x: float) -> str:
+    return f"2^{round(log2(x), 1) + 0:.1f}" if 0 < x < inf else f"{x:g}"  # + 0 makes 0 of -0
+
+
+OCTAVES = range(-24, 17)  # the columns of a line
+
+
+def table(ranges: Ranges, expected: dict[str, float] | None = None) -> str:
+    """A line per tensor: its Range in figures, and drawn on an axis of powers of two."""
+    titles = "".join(f"{title:>9}" for title in ("RMS", "expected" if expected else "", "absmax"))
+    ticks = "".join(f"{f'2^{octave}':8}" for octave in OCTAVES[::8])
+    lines = [f"{'tensor':16}{'format':>6}{titles}  underflow  saturated {ticks}".rstrip()]
+    for name, r in ranges.items():
+        powers = _power(r.rms), _power(expected[name]) if expected else "", _power(r.absmax)
+        shares = f"{100 * r.underflow:9.2f} %{100 * r.saturated:9.2f} %"
+        lines.append(f"{name:16}{r.format:>6}" + "".join(f"{x:>9}" for x in powers) + f"{shares} {_line(r)}".rstrip())
+    return "\n".join(lines)
+
+
+def _line(r: Range) -> str:
+    def column(x: float) -> int:
+        octave = round(log2(x)) if 0 < x < inf else OCTAVES[-1 if x else 0]
+        return OCTAVES.index(min(max(octave, OCTAVES[0]), OCTAVES[-1]))
+
+    line = [" "] * len(OCTAVES)
+    line[column(r.rms) : column(r.absmax)] = "-" * (column(r.absmax) - column(r.rms))
+    if r.format in FORMATS:
+        for mark, limit in zip("[:]", limits(FORMATS[r.format]).values(), strict=True):
+            line[column(limit)] = mark
+    line[column(r.absmax)] = "x"
+    line[column(r.rms)] = "o"
+    return "".join(line)

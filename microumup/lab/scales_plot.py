@@ -1,0 +1,67 @@
+"""The figure of `python -m microumup scales --plot FILE`: RMS of x, w and dy of every linear against FP8's limits."""
+
+from importlib import import_module
+from pathlib import Path
+
+from microumup import checkpoint
+from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
+
+# A linear's marker and colour, of Okabe and Ito's set, which all eyes can tell apart.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+STYLES = {
+    kind: {"marker": marker, "color": colour, "markeredgecolor": "black", "markeredgewidth": 0.3}
+    for kind, marker, colour in zip(LINEARS, "o^vDs<>P", COLOURS, strict=True)
+}
+
+
+def limits(fmt: Format) -> dict[str, float]:
+    """Where a format's range begins and ends, by name."""
+    return {"min subnormal": fmt.min_subnormal, "min normal": fmt.min_normal, "max": fmt.max}
+
+
+def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
+    """Draw `rms`, by step and tensor, at the first and the last step (Fig. 3) and, if they are two, along all (Fig. 8).
+
+    The tensors are those of `scales.linear_ranges`. `path` ends with .png, .svg or .pdf. Raises ValueError without
+    matplotlib, OSError where `path` cannot be written.
+    """
+    try:
+        new_figure = import_module("matplotlib.figure").Figure
+    except ImportError:
+        raise ValueError("--plot: needs matplotlib, pip install 'microumup[plot]'; the table shows the same") from None
+    steps = sorted({min(rms), max(rms)})
+    panels: list[list[int | str]] = [[step for step in steps for _ in range(6 // len(steps))]]
+    if len(steps) > 1:
+        panels.append([tensor for tensor in TENSORS for _ in range(2)])
+    figure = new_figure(figsize=(11, 4.5 * len(panels)), layout="constrained")
+    axes = figure.subplot_mosaic(panels, sharey=True)
+
+    for name in rms[steps[0]]:
+        node, _, tensor = name.rpartition(".")
+        kind = node.rpartition(".")[2]
+        place = TENSORS.index(tensor) + (LINEARS.index(kind) - 3.5) / 10
+        for step in steps:
+            axes[step].plot(place, rms[step][name], **STYLES[kind])
+        if len(steps) > 1:
+            along = [tensors[name] for tensors in rms.values()]
+            axes[tensor].plot(list(rms), along, markersize=3, linewidth=1, **STYLES[kind])
+
+    for step in steps:
+        axes[step].set_title(f"step {step}")
+        axes[step].set_xticks(range(len(TENSORS)), TENSORS)
+    for tensor in TENSORS if len(steps) > 1 else ():
+        axes[tensor].set_title(f"{tensor} of every linear")
+        axes[tensor].set_xlabel("step")
+    for panel, ax in axes.items():
+        ax.set_yscale("log", base=2)
+        for fmt, colour in zip(FORMATS.values(), ("black", "dimgray"), strict=True):
+            for (name, limit), line in zip(limits(fmt).items(), ("-", "--", ":"), strict=True):
+                ax.axhline(limit, color=colour, linestyle=line, linewidth=1, zorder=0)
+                if panel == steps[0]:
+                    ax.text(0.005, limit, f"{fmt.name} {name}", transform=ax.get_yaxis_transform(),
+                            color=colour, fontsize=7, va="bottom")  # fmt: skip
+    axes[steps[0]].set_ylabel("RMS")
+    keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in STYLES.values()]
+    figure.legend(keys, LINEARS, loc="outside right center")
+    figure.suptitle(title)
+    checkpoint.write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))

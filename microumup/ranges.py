@@ -1,0 +1,93 @@
+"""How the operands of every linear lie in FP8's range: what `train --log-scales` writes and `scales` shows.
+
+A cast to FP8 goes wrong in two ways: small elements are flushed to zero, large ones saturate. Both are counted here,
+for the three tensors that a linear multiplies, x, w and dy, as they are before any cast.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from microumup.backend import Array, xp_of
+from microumup.engine import Tensor, tape
+from microumup.fp8 import TENSORS, Format, LinearFormats, parse_recipe, quantize
+
+
+class Range(NamedTuple):
+    """How a tensor lies in a format's range. Shares are of all its elements."""
+
+    format: str  # what it is cast to: e4m3, e5m2, or none where it stays float32
+    size: int  # how many elements it has
+    rms: float
+    absmax: float
+    underflow: float  # share that is not 0 before the cast, and 0 after it
+    saturated: float  # share past ±max
+
+
+Ranges = dict[str, Range]  # by tensor: layer0.q.x, layer0.q.w, layer0.q.dy, …
+
+
+def linear_ranges(loss: Tensor, recipe: dict[str, LinearFormats] | None = None) -> Ranges:
+    """The Range of x, w and dy of every linear, as they are before any cast. All float32.
+
+    `recipe` has the formats to hold them against, by default those of `fp8`, whatever the model itself casts to.
+    Raises ValueError without gradients.
+    """
+    recipe = recipe or parse_recipe("fp8")
+    ranges: Ranges = {}
+    for node in tape(loss):
+        if node.op == "linear":
+            x, w = node.inputs
+            assert isinstance(x, Tensor)
+            assert isinstance(w, Tensor)
+            formats = recipe[w.name.rpartition(".")[2]]
+            operands = zip(TENSORS, (x.data, w.data, grad_of(node)), formats, strict=True)
+            ranges |= {f"{w.name}.{tensor}": measure(array, fmt) for tensor, array, fmt in operands}
+    return ranges
+
+
+def measure(x: Array, fmt: Format | None) -> Range:
+    """The Range of x, float32 of any shape, in `fmt`; None is float32, in whose range everything lies."""
+    magnitude = abs(x)
+    rms, absmax = rms_of(x), float(magnitude.max())
+    if fmt is None:
+        return Range("none", x.size, rms, absmax, 0.0, 0.0)
+    flushed = (quantize(x, fmt) == 0) & (x != 0)
+    return Range(fmt.name, x.size, rms, absmax, float(flushed.mean()), float((magnitude > fmt.max).mean()))
+
+
+def grad_of(t: Tensor) -> Array:
+    """The gradient that a walk with `keep` left in `t`. Raises ValueError when there is none."""
+    if t.grad is None:
+        raise ValueError(f"{t!r} has no gradient; call backpropagate(loss, keep=True) before looking at scales")
+    return t.grad
+
+
+def rms_of(x: Array) -> float:
+    """Root mean square of all elements."""
+    xp = xp_of(x)
+    return float(xp.sqrt(xp.mean(xp.square(x), dtype=np.float64)))
+
+
+def log_scales(run_dir: Path, step: int, loss: Tensor, recipe: dict[str, LinearFormats] | None = None) -> None:
+    """Append the ranges at `step` to RUN_DIR/scales.jsonl, a line of JSON."""
+    tensors = {name: r._asdict() for name, r in linear_ranges(loss, recipe).items()}
+    with (run_dir / "scales.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "tensors": tensors}) + "\n")
+
+
+def read_scales(run_dir: Path) -> dict[int, Ranges]:
+    """The logged ranges by step, in order; none if the run has no log. Of a step logged twice, by a resumed run, the
+    later. Raises ValueError, naming the line, for what `log_scales` did not write.
+    """
+    path = run_dir / "scales.jsonl"
+    logged = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        try:
+            entry = json.loads(line)
+            logged[int(entry["step"])] = {name: Range(**r) for name, r in entry["tensors"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: line {number} is damaged ({error}); delete it") from None
+    return dict(sorted(logged.items()))
