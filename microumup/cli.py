@@ -74,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
         settings: dict[str, Any] = {"help": text.replace("%", "%%")}
         if field.type is bool:
             settings["action"] = argparse.BooleanOptionalAction
-            settings["help"] = settings["help"].replace("True", "on")
+            settings["help"] = settings["help"].replace("True", "on").replace("False", "off")
         elif field.type in (int, float, float | None):
             settings |= {"type": whole if field.type is int else number, "metavar": "N" if field.type is int else "X"}
         elif field.type is str:

@@ -63,6 +63,7 @@ class ModelConfig:
     alpha_emb: float = option(1.0, "µP: multiplier of the embedding's output")
     base_width: int = option(256, "µP: the width at which µP is the standard parametrization")
     base_layers: int = option(4, "µP: the number of layers at which it is")
+    tied_embeddings: bool = option(False, "refused: one matrix cannot follow the input's rules and the output's")
     fp8: str = option("none", "casts in every linear: none, fp8, fp8-iclr, then ,SITE.TENSOR=FORMAT to override")
     norm_eps: float = option(1e-6, "ε of RMSNorm")
     rope_base: float = option(10_000.0, "base of RoPE's frequencies")
@@ -86,6 +87,9 @@ class ModelConfig:
                 raise ValueError(
                     f"{option_name(name)}: {getattr(self, name)} is not a multiple of 4, and the FFN is 11/4 D"
                 )
+        if self.tied_embeddings:
+            why = "one matrix cannot be an input weight and an output weight, whose A, √B and C differ (Table 1)"
+            raise ValueError(f"--tied-embeddings: {why}; leave it out")
         known = SCHEMES[self.scheme].hyperparameters
         for name in sorted({hp for scheme in SCHEMES.values() for hp in scheme.hyperparameters} - set(known)):
             if getattr(self, name) != getattr(ModelConfig, name):

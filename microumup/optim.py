@@ -5,9 +5,10 @@
     SGD      w <- w - s η (g / c_W)      - s λ w
 
 Neither η nor C multiplies λ: that is what makes the decay independent, and keeps it unchanged when a factor moves
-between multiplier, init and learning rate (abc-symmetry).
+between multiplier, init and learning rate (abc-symmetry). DECAYS has two other readings of weight decay.
 """
 
+from collections.abc import Callable
 from math import cos, pi
 
 from microumup.backend import Array, xp_of
@@ -24,19 +25,26 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
     return 0.1 + 0.45 * (1 + cos(pi * progress))
 
 
-class AdamW:
-    """Adam with decoupled, independent weight decay. Writes to `params` in place.
+# The share of a weight that one update takes away, from λ, s(t), η and C.
+DECAYS: dict[str, Callable[[float, float, float, float], float]] = {
+    "independent": lambda lam, s, eta, C: s * lam,  # of the peak learning rate: the paper's (Table 6)
+    "fully-independent": lambda lam, s, eta, C: lam,  # of the schedule too
+    "coupled": lambda lam, s, eta, C: s * eta * C * lam,  # what most libraries call AdamW; breaks the abc-symmetry
+}
 
-    `lr_factors` are the C of the table (`Weight.C`), `lr` is η, `weight_decay` is λ: the share of every weight that
-    one update takes away at s = 1.
+
+class AdamW:
+    """Adam with decoupled weight decay. Writes to `params` in place.
+
+    `lr_factors` are the C of the table (`Weight.C`), `lr` is η, `weight_decay` is λ and `decay` one of DECAYS.
     """
 
     def __init__(
         self, params: Arrays, lr_factors: Factors, *, lr: float, weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        decay: str = "independent", betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
     ) -> None:  # fmt: skip
         self.params, self.lr_factors = params, lr_factors
-        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
+        self.lr, self.weight_decay, self.decay, self.betas, self.eps = lr, weight_decay, DECAYS[decay], betas, eps
         self.updates = 0
         self.m = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
         self.v = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
@@ -57,7 +65,7 @@ class AdamW:
             xp.divide(m, update, out=update)
             update *= s * self.lr * self.lr_factors[name] / m_bias
             if self.weight_decay:
-                w *= 1 - s * self.weight_decay
+                w *= 1 - self.decay(self.weight_decay, s, self.lr, self.lr_factors[name])
             w -= update
 
     def state(self) -> Arrays:
@@ -77,9 +85,12 @@ class SGD:
     and are not used: SGD's learning rate does not transfer over width by them.
     """
 
-    def __init__(self, params: Arrays, gradient_constants: Factors, *, lr: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Arrays, gradient_constants: Factors, *, lr: float, weight_decay: float = 0.0,
+        decay: str = "independent",
+    ) -> None:  # fmt: skip
         self.params, self.gradient_constants = params, gradient_constants
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay, self.decay = lr, weight_decay, DECAYS[decay]
         self.updates = 0
 
     def step(self, grads: Arrays, s: float) -> None:
@@ -87,7 +98,7 @@ class SGD:
         self.updates += 1
         for name, w in self.params.items():
             if self.weight_decay:
-                w *= 1 - s * self.weight_decay
+                w *= 1 - self.decay(self.weight_decay, s, self.lr, 1.0)
             w -= (s * self.lr / self.gradient_constants[name]) * grads[name]
 
     def state(self) -> Arrays:

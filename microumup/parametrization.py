@@ -2,23 +2,35 @@
 
     W = A w,   w(0) ~ N(0, B),   w(t+1) = w(t) - η C Φ(gradients)         (abc-parametrization, section 2.1)
 
-                          input                     output                        hidden                 residual
-    sp      √B            1                         fan_in^-1/2                   fan_in^-1/2            -
-            A             1                         1                             1                      1
-            C             1                         1                             1                      1
-    mup     √B            σ_init                    σ_init base^-1/2              σ_init fan_in^-1/2     -
-            A             α_emb                     base/fan_in                   1                      √(base_L/L)
-            C             1                         1                             base/fan_in            √(base_L/L)
-    umup    √B            1                         1                             1                      -
-            A             1                         1/fan_in †                    fan_in^-1/2            τ of eq. 12
-            C             fan_out^-1/2              1                             fan_in^-1/2            L^-1/2
+                      input            output                   hidden                    residual
+    sp           √B   1                fan_in^-1/2              fan_in^-1/2               -
+                 A    1                1                        1                         1
+                 C    1                1                        1                         1
+    mup          √B   σ_init           σ_init base^-1/2         σ_init fan_in^-1/2        -
+    (Table 1)    A    α_emb            base/fan_in              1                         √(base_L/L)
+                 C    1                1                        base/fan_in               √(base_L/L)
+    mup-table2   √B   1                1                        1                         -
+                 A    σ_init α_emb     σ_init base^1/2/fan_in   σ_init fan_in^-1/2        √(base_L/L)
+                 C    1/σ_init         base^1/2/σ_init          base fan_in^-1/2/σ_init   √(base_L/L)
+    mup-table3   √B   1                1                        1                         -
+                 A    α_emb            1/fan_in                 fan_in^-1/2               L^-1/2
+                 C    1                1                        fan_in^-1/2               L^-1/2
+    umup         √B   1                1                        1                         -
+    (Table 1)    A    1                1/fan_in †               fan_in^-1/2               τ of eq. (12)
+                 C    fan_out^-1/2     1                        fan_in^-1/2               L^-1/2
+    umup-iclr    √B   1                1                        1                         -
+                 A    1                1/fan_in ‡               fan_in^-1/2               τ, with α_res √2
+                 C    fan_out^-1/2     1                        fan_in^-1/2               (L/2)^-1/2
 
-    † fan_in^-1/2 in the backward pass (App. A.4).   base = the fan_in the weight has at the base width.
+    † fan_in^-1/2, ‡ fan_out^-1/2 in the backward pass (App. A.4).   base = the fan_in it has at the base width.
     L = the number of residual branches, two a layer. C of the residual column multiplies that of the weights in
     branches. η̂_emb multiplies C of the embedding in every scheme.
 
-Table 1 states µP's initial variance relative to a base model; σ_init here is relative to the base model's
-fan_in^-1/2, so that `mup` at its base shape is `sp`.
+`mup` has σ_init relative to the base model's fan_in^-1/2, where Table 1 prints it as absolute, so that `mup` at its
+base shape is `sp`. `mup-table2` is `mup` after the abc-symmetry: moving a factor θ from the init to the multiplier, A θ,
+√B/θ and C/θ, changes no step of Adam; here θ is each weight's √B. (Table 2's cells are these with σ_init absolute.)
+`mup-table3` drops the base shapes: other constants in C, in the readout's and in the residual's multiplier.
+`umup-iclr` is the paper's later, published version, which other implementations follow.
 """
 
 from collections.abc import Callable
@@ -107,6 +119,42 @@ SCHEMES: dict[str, Scheme] = {
             "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax", "base_width", "base_layers",
         ),
     ),
+    "mup-table2": Scheme(
+        input=Cell(init_std=one, A=lambda s: s.sigma_init * s.alpha_emb, C=lambda s: 1 / s.sigma_init),
+        output=Cell(
+            init_std=one,
+            A=lambda s: s.sigma_init * s.base_fan_in**0.5 / s.fan_in,
+            C=lambda s: s.base_fan_in**0.5 / s.sigma_init,
+        ),
+        hidden=Cell(
+            init_std=one,
+            A=lambda s: s.sigma_init * s.fan_in**-0.5,
+            C=lambda s: s.base_fan_in * s.fan_in**-0.5 / s.sigma_init,
+        ),
+        residual=Residual(
+            multipliers=lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L,
+            C=lambda s: sqrt(s.base_depth / s.depth),
+        ),
+        score_scale=lambda K: 1 / K,
+        ops=Plain,
+        typical_lr=2**-7.5,
+        hyperparameters=(
+            "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax", "base_width", "base_layers",
+        ),
+    ),
+    "mup-table3": Scheme(
+        input=Cell(init_std=one, A=lambda s: s.alpha_emb, C=one),
+        output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one),
+        hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
+        residual=Residual(
+            multipliers=lambda L, base_L, res, ratio: [(L**-0.5, 1.0)] * L,
+            C=lambda s: s.depth**-0.5,
+        ),
+        score_scale=lambda K: 1 / K,
+        ops=Plain,
+        typical_lr=1.5,
+        hyperparameters=("alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax"),
+    ),
     "umup": Scheme(
         input=Cell(init_std=one, A=one, C=lambda s: s.fan_out**-0.5),
         output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one, A_backward=lambda s: s.fan_in**-0.5),
@@ -114,6 +162,22 @@ SCHEMES: dict[str, Scheme] = {
         residual=Residual(
             multipliers=lambda L, base_L, res, ratio: residual_multipliers(residual_taus(L, res, ratio)),
             C=lambda s: s.depth**-0.5,
+        ),
+        score_scale=lambda K: 1 / K,
+        ops=UnitScaled,
+        typical_lr=1.5,
+        hyperparameters=(
+            "alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", "alpha_attn_softmax", "alpha_loss_softmax",
+            "embedding_lr_rule",
+        ),
+    ),
+    "umup-iclr": Scheme(
+        input=Cell(init_std=one, A=one, C=lambda s: s.fan_out**-0.5),
+        output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one, A_backward=lambda s: s.fan_out**-0.5),
+        hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
+        residual=Residual(
+            multipliers=lambda L, base_L, res, ratio: residual_multipliers(residual_taus(L, sqrt(2) * res, ratio)),
+            C=lambda s: (s.depth / 2) ** -0.5,
         ),
         score_scale=lambda K: 1 / K,
         ops=UnitScaled,

@@ -26,7 +26,7 @@ from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LinearFormats, parse_recipe
 from microumup.generate import generate
 from microumup.model import ModelConfig, gradient_constants, init_params, loss, option, option_name, too_small, weights
-from microumup.optim import SGD, AdamW, schedule
+from microumup.optim import DECAYS, SGD, AdamW, schedule
 from microumup.parametrization import SCHEMES
 from microumup.ranges import log_scales
 
@@ -56,6 +56,9 @@ class TrainConfig(ModelConfig):
     lr: float | None = option(None, f"η, peak of the global learning rate: 1.5, 2^1.5 or 2**-7 (default: {TYPICAL_LR})")
     warmup: float = option(2000 / 8192, "share of the steps in which the learning rate rises; then a cosine to 10 %")
     weight_decay: float = option(2**-13, "λ, share of a weight that a step at the peak takes away, whatever η; 2^-13")
+    decay: str = option(
+        "independent", "what λ is multiplied by: independent s(t), fully-independent 1, coupled s(t) η C"
+    )
     optimizer: str = option("adamw", "adamw, or sgd (divides each gradient by its known constant; name an --lr)")
     seed: int = option(0, "of the initial weights and the batches")
 
@@ -67,8 +70,9 @@ class TrainConfig(ModelConfig):
         for name in ("warmup", "weight_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{option_name(name)}: {getattr(self, name)} is no share; use 0 to 1")
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"--optimizer: {self.optimizer!r} is unknown; choose from adamw, sgd")
+        for name, known in (("optimizer", ("adamw", "sgd")), ("decay", tuple(DECAYS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name}: {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
         if self.lr is None and self.optimizer == "sgd":
             raise ValueError("--lr: name one for --optimizer sgd; the schemes' defaults are AdamW's")
         if self.lr is None:
@@ -101,12 +105,12 @@ class Trainer:
         self.params = {name: to_device(w, device) for name, w in init_params(config, config.seed).items()}
         constants = gradient_constants(config, config.batch_size * config.seq_len)
         lr_factors = {name: w.C for name, w in weights(config).items()}
-        eta, decay = config.eta, config.weight_decay
+        settings: dict[str, Any] = {"lr": config.eta, "weight_decay": config.weight_decay, "decay": config.decay}
         self.optimizer: AdamW | SGD
         if config.optimizer == "adamw":
-            self.optimizer = AdamW(self.params, lr_factors, lr=eta, weight_decay=decay)
+            self.optimizer = AdamW(self.params, lr_factors, **settings)
         else:
-            self.optimizer = SGD(self.params, constants, lr=eta, weight_decay=decay)
+            self.optimizer = SGD(self.params, constants, **settings)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the loss itself is looked at
     def update(self, step: int, *, watch: Callable[[int, Tensor], None] | None = None) -> tuple[float, float, float]:

@@ -59,6 +59,31 @@ def test_weight_decay_depends_on_neither_the_learning_rate_nor_its_factor() -> N
             assert params[name] == pytest.approx(w * (1 - 0.5 * 0.01), rel=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("decay", "share"),
+    [("independent", 0.5 * 0.01), ("fully-independent", 0.01), ("coupled", 0.5 * 0.2 * 0.25 * 0.01)],
+)
+def test_the_three_readings_of_weight_decay(decay: str, share: float) -> None:
+    params = start()
+    zero = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    AdamW(params, dict.fromkeys(SHAPES, 0.25), lr=0.2, weight_decay=0.01, decay=decay).step(zero, s=0.5)
+    for name, w in start().items():
+        assert params[name] == pytest.approx(w * (1 - share), rel=1e-15)
+
+
+@pytest.mark.parametrize(("decay", "kept"), [("independent", True), ("fully-independent", True), ("coupled", False)])
+def test_coupled_decay_breaks_the_abc_symmetry(decay: str, kept: bool) -> None:
+    theta, moved_w = 8.0, {name: w / 8.0 for name, w in start().items()}
+    plain_w = start()
+    settings = {"lr": 0.1, "weight_decay": 0.1, "eps": 0.0, "decay": decay}
+    plain = AdamW(plain_w, dict.fromkeys(SHAPES, 1.0), **settings)
+    moved = AdamW(moved_w, dict.fromkeys(SHAPES, 1 / theta), **settings)
+    for grads in GRADS:
+        plain.step(grads, 1.0)
+        moved.step({name: theta * g for name, g in grads.items()}, 1.0)
+    assert all(np.allclose(theta * moved_w[name], plain_w[name], rtol=1e-12) for name in SHAPES) == kept
+
+
 def test_moving_a_factor_from_init_to_multiplier_leaves_adams_trajectory() -> None:
     """The abc-symmetry: A θ, std / θ, C / θ. The gradient of w is θ times larger, which Adam at ε = 0 does not see."""
     theta = 8.0  # a power of two: exact

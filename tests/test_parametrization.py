@@ -25,10 +25,22 @@ CELLS = {  # scheme, weight -> init std, A, A backward, C
     ("mup", "output"): (0.5 * BASE_D**-0.5, 1 / 2, 1 / 2, 1),
     ("mup", "hidden"): (0.5 * BASE_D**-0.5 * sqrt(1 / 2), 1, 1, depth_lr / 2),
     ("mup", "down"): (0.5 * F**-0.5, 1, 1, depth_lr / 2),
+    ("mup-table2", "input"): (1, 0.5 * 3, 0.5 * 3, 2),
+    ("mup-table2", "output"): (1, 0.5 * BASE_D**0.5 / D, 0.5 * BASE_D**0.5 / D, 2 * BASE_D**0.5),
+    ("mup-table2", "hidden"): (1, 0.5 * D**-0.5, 0.5 * D**-0.5, 2 * BASE_D * D**-0.5 * depth_lr),
+    ("mup-table2", "down"): (1, 0.5 * F**-0.5, 0.5 * F**-0.5, 2 * 11 / 4 * BASE_D * F**-0.5 * depth_lr),
+    ("mup-table3", "input"): (1, 3, 3, 1),
+    ("mup-table3", "output"): (1, 1 / D, 1 / D, 1),
+    ("mup-table3", "hidden"): (1, D**-0.5, D**-0.5, D**-0.5 * L**-0.5),
+    ("mup-table3", "down"): (1, F**-0.5, F**-0.5, F**-0.5 * L**-0.5),
     ("umup", "input"): (1, 1, 1, D**-0.5),
     ("umup", "output"): (1, 1 / D, D**-0.5, 1),
     ("umup", "hidden"): (1, D**-0.5, D**-0.5, D**-0.5 * L**-0.5),
     ("umup", "down"): (1, F**-0.5, F**-0.5, F**-0.5 * L**-0.5),
+    ("umup-iclr", "input"): (1, 1, 1, D**-0.5),
+    ("umup-iclr", "output"): (1, 1 / D, V**-0.5, 1),
+    ("umup-iclr", "hidden"): (1, D**-0.5, D**-0.5, D**-0.5 * (L / 2) ** -0.5),
+    ("umup-iclr", "down"): (1, F**-0.5, F**-0.5, F**-0.5 * (L / 2) ** -0.5),
 }
 
 
@@ -47,13 +59,46 @@ def test_table1_residual_column() -> None:
         return SCHEMES[scheme].residual.multipliers(L, BASE_L, 2.0, 0.5)
 
     assert multipliers("sp") == [(1, 1)] * L
-    assert multipliers("mup") == [(sqrt(BASE_L / L), 1)] * L
+    assert multipliers("mup") == multipliers("mup-table2") == [(sqrt(BASE_L / L), 1)] * L
+    assert multipliers("mup-table3") == [(L**-0.5, 1)] * L
     assert multipliers("umup") == residual_multipliers(residual_taus(L, 2.0, 0.5))
+    assert multipliers("umup-iclr") == residual_multipliers(residual_taus(L, 2.0 * sqrt(2), 0.5))
 
 
 def test_attention_scores_are_divided_by_the_head_dim_but_in_sp() -> None:
     assert SCHEMES["sp"].score_scale(16) == 1 / 4
-    assert SCHEMES["mup"].score_scale(16) == SCHEMES["umup"].score_scale(16) == 1 / 16
+    assert {row.score_scale(16) for name, row in SCHEMES.items() if name != "sp"} == {1 / 16}
+
+
+def test_every_row_is_asserted_here() -> None:
+    assert {scheme for scheme, _ in CELLS} == set(SCHEMES)
+
+
+@pytest.mark.parametrize("place", SHAPES)
+def test_mup_table2_is_mup_after_the_abc_symmetry(place: str) -> None:
+    before, after = cell("mup", place), cell("mup-table2", place)
+    theta = before.init_std
+    moved = (before.init_std / theta, before.A * theta, before.A_backward * theta, before.C / theta)
+    assert after[2:] == pytest.approx(moved, rel=1e-14)
+
+
+@pytest.mark.parametrize("place", SHAPES)
+def test_mup_table3_differs_from_mup_table2_by_constants_of_the_base_shape(place: str) -> None:
+    """At σ_init = 1, whatever the width and depth: which constants, says the docstring of parametrization.py."""
+    base = SHAPES[place]._replace(sigma_init=1.0)
+    ratios = []
+    for scale in (1, 4):
+        shape = base._replace(depth=scale * L)
+        if place != "input":
+            shape = shape._replace(fan_in=scale * shape.fan_in)
+        type = "hidden" if place == "down" else place
+        two, three = (weight(SCHEMES[name], type, shape) for name in ("mup-table2", "mup-table3"))
+        ratios.append((two.A / three.A, two.C / three.C))
+    depth = 1.0 if place in ("input", "output") else sqrt(BASE_L)
+    width = {"input": 1, "output": BASE_D**0.5, "hidden": BASE_D, "down": 11 / 4 * BASE_D}[place]
+    expected = (BASE_D**0.5 if place == "output" else 1, width * depth)
+    assert ratios[0] == pytest.approx(expected)
+    assert ratios[1] == pytest.approx(expected)
 
 
 def test_mup_at_its_base_shape_is_sp() -> None:

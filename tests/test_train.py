@@ -121,6 +121,7 @@ BAD = {
     "--lr: 0.0 is not a positive": {"lr": 0.0},
     "--lr: nan is not a positive": {"lr": float("nan")},
     "--optimizer: 'lion' is unknown": {"optimizer": "lion"},
+    "--decay: 'none' is unknown": {"decay": "none"},
     "--lr: name one for --optimizer sgd": {"optimizer": "sgd"},
 }
 
