@@ -26,10 +26,10 @@
     L = the number of residual branches, two a layer. C of the residual column multiplies that of the weights in
     branches. η̂_emb multiplies C of the embedding in every scheme.
 
-`mup` has σ_init relative to the base model's fan_in^-1/2, where Table 1 prints it as absolute, so that `mup` at its
-base shape is `sp`. `mup-table2` is `mup` after the abc-symmetry: moving a factor θ from the init to the multiplier, A θ,
-√B/θ and C/θ, changes no step of Adam; here θ is each weight's √B. (Table 2's cells are these with σ_init absolute.)
-`mup-table3` drops the base shapes: other constants in C, in the readout's and in the residual's multiplier.
+`mup` has σ_init relative to the base model's fan_in^-1/2, where Table 1 prints it as absolute: so `mup` at its base
+shape is `sp`. `mup-table2` is `mup` after the abc-symmetry: moving a factor θ from the init to the multiplier, that is
+A θ, √B/θ and C/θ, changes no step of Adam; here θ is each weight's √B. (Table 2 has σ_init absolute again.)
+`mup-table3` drops the base shapes: other constants in C, in the readout's A and in the residual's multiplier.
 `umup-iclr` is the paper's later, published version, which other implementations follow.
 """
 

@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     say(f"loss {first:.3f} -> {final:.3f} nats per token (mean of the last 5 % of steps), validation {valid:.3f}")
     say(f"{result['seconds']:.1f} s, {result['tokens_per_second']:,} tokens/s")
     if not args.quiet:
-        sample = generate(trainer.params, config, corpus.tokenizer.encode("\n"), 300, temperature=0.8, seed=config.seed)
+        sample = generate(trainer.params, config, corpus.tokenizer.encode("\n"), 300, temperature=0.5, seed=config.seed)
         say(f"\n--- a sample; more with: microumup generate {run_dir}\n{corpus.tokenizer.decode(sample)}\n---")
     if args.json:
         print(json.dumps(result))

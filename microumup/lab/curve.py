@@ -1,18 +1,15 @@
 """Loss curves of runs, against what counting letters would know: `python -m microumup curve RUN_DIR … --plot FILE`."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from microumup import checkpoint, cli
+from microumup import cli
 from microumup.backend import Array
 from microumup.data import load_corpus
-
-# Okabe and Ito's colours, which all eyes can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from microumup.lab import pictures as pic
 
 
 def read_run(run_dir: Path) -> tuple[dict[str, Any], Array]:
@@ -64,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="end with a line of JSON: steps and smoothed losses by run")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--plot: {args.plot} does not end with .png, .svg or .pdf")
+        pic.check_path(args.plot)
         configs, losses = zip(*map(read_run, args.run_dirs), strict=True)
         entropies = _entropies(configs[0])
         curves = {label: smoothed(loss) for label, loss in zip(labels(list(configs)), losses, strict=True)}
@@ -92,24 +88,21 @@ def _entropies(config: dict[str, Any]) -> list[float]:
 
 def plot(path: Path, curves: dict[str, Array], steps: list[int], entropies: list[float]) -> None:
     """Draw smoothed loss against step. Raises ValueError without matplotlib."""
-    try:
-        new_figure = import_module("matplotlib.figure").Figure
-    except ImportError:
-        raise ValueError("--plot: needs matplotlib; pip install 'microumup[plot]'") from None
-    figure = new_figure(figsize=(8, 4.5), layout="constrained")
+    figure = pic.new_figure(8, 4.5)
     ax = figure.subplots()
-    for (label, curve), count, colour in zip(curves.items(), steps, COLOURS * len(curves), strict=False):
+    for (label, curve), count, colour in zip(curves.items(), steps, pic.COLOURS * len(curves), strict=False):
         ax.plot(np.arange(count - len(curve), count) + 1, curve, color=colour, label=label, linewidth=2)
     for order, entropy in enumerate(entropies[1:], start=1):
         ax.axhline(entropy, color="dimgray", linewidth=1, linestyle=(0, (1 + 2 * order, 2)), zorder=0)
         text = f"entropy of a byte given the {order} before it".replace("the 1 before", "the one before")
-        ax.annotate(text, (0.995, entropy), xycoords=("axes fraction", "data"), ha="right", va="top", color="dimgray")
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
+        ax.annotate(text, (0.995, entropy), **place, ha="right", va="top", color="dimgray")
     ax.set(xlabel="step", ylabel="training loss (nats per byte)" if entropies else "training loss (nats per token)")
     lowest = min([*entropies, *(float(curve.min()) for curve in curves.values())])
     ax.set_ylim(bottom=lowest - 0.2)  # room for the lowest line's words
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    checkpoint.write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=150))
+    pic.save(figure, path)
 
 
 if __name__ == "__main__":

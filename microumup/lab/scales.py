@@ -20,6 +20,7 @@ from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS
 from microumup.lab.expected import expected_rms
+from microumup.lab.pictures import check_path
 from microumup.lab.scales_plot import limits, plot
 from microumup.model import ModelConfig, init_params, loss, option_name, weights
 from microumup.ops import linear_backward
@@ -106,8 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="print no table")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--plot: {args.plot} does not end with .png, .svg or .pdf")
+        check_path(args.plot)
         title, logged, expected = _look(args)
     shown = {step: logged[step] for step in (min(logged), max(logged))}
     say = cli.say(args.quiet)

@@ -1,13 +1,12 @@
 """The figure of `python -m microumup scales --plot FILE`: RMS of x, w and dy of every linear against FP8's limits."""
 
-from importlib import import_module
 from pathlib import Path
 
-from microumup import checkpoint
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
+from microumup.lab import pictures as pic
 
-# A linear's marker and colour, of Okabe and Ito's set, which all eyes can tell apart.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# a linear's marker and colour
+COLOURS = (pic.BLACK, pic.ORANGE, pic.SKY, pic.GREEN, pic.YELLOW, pic.BLUE, pic.VERMILION, pic.PURPLE)
 STYLES = {
     kind: {"marker": marker, "color": colour, "markeredgecolor": "black", "markeredgewidth": 0.3}
     for kind, marker, colour in zip(LINEARS, "o^vDs<>P", COLOURS, strict=True)
@@ -25,15 +24,11 @@ def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
     The tensors are those of `scales.linear_ranges`. `path` ends with .png, .svg or .pdf. Raises ValueError without
     matplotlib, OSError where `path` cannot be written.
     """
-    try:
-        new_figure = import_module("matplotlib.figure").Figure
-    except ImportError:
-        raise ValueError("--plot: needs matplotlib, pip install 'microumup[plot]'; the table shows the same") from None
     steps = sorted({min(rms), max(rms)})
     panels: list[list[int | str]] = [[step for step in steps for _ in range(6 // len(steps))]]
     if len(steps) > 1:
         panels.append([tensor for tensor in TENSORS for _ in range(2)])
-    figure = new_figure(figsize=(11, 4.5 * len(panels)), layout="constrained")
+    figure = pic.new_figure(11, 4.5 * len(panels))
     axes = figure.subplot_mosaic(panels, sharey=True)
 
     for name in rms[steps[0]]:
@@ -64,4 +59,4 @@ def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
     keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in STYLES.values()]
     figure.legend(keys, LINEARS, loc="outside right center")
     figure.suptitle(title)
-    checkpoint.write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
+    pic.save(figure, path)

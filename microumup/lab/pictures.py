@@ -1,0 +1,35 @@
+"""What all pictures share: a look, colours that all eyes can tell apart, and a file that is whole or not there."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from microumup import checkpoint
+
+# Okabe and Ito's set
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)  # for lines, the most distinct first
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_path(path: Path | None) -> None:
+    """Raise ValueError, before any work is done, when `--plot` names a file of no known kind."""
+    if path and path.suffix not in SUFFIXES:
+        raise ValueError(f"--plot: {path} does not end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of that many inches. Raises ValueError without matplotlib."""
+    try:
+        figure = import_module("matplotlib.figure").Figure
+    except ImportError:
+        raise ValueError("--plot: needs matplotlib, pip install 'microumup[plot]'; the table shows the same") from None
+    return figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure in the format that the suffix of `path` names. Raises OSError where that cannot be."""
+    checkpoint.write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=150))

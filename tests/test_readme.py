@@ -1,0 +1,70 @@
+"""The README's code runs, its commands exist, and its numbers are those of the committed results."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from microumup.__main__ import COMMANDS
+from microumup.cli import Parser
+from microumup.train import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_an_example_prints_what_its_comment_says(code: str) -> None:
+    expected = re.search(r"print\(.*\)  # (.*)", code)
+    assert expected
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected[1]
+
+
+def test_every_command_stands_in_the_readme_and_exists() -> None:
+    named = set(re.findall(r"`microumup ([a-z0-9-]+)", README))
+    assert named == set(COMMANDS)
+
+
+@pytest.mark.parametrize("options", re.findall(r"^R='(.*)'$|(?:microumup train )((?!`)--[^`&]*)", README, re.MULTILINE))
+def test_the_options_of_train_exist(options: tuple[str, str]) -> None:
+    from microumup import cli
+
+    parser = Parser("train", "")
+    cli.add_options(parser, TrainConfig)
+    for name in ("--out", "--preset", "--resume", "--log-scales"):
+        parser.add_argument(name)
+    parser.parse_args([word for word in shlex.split(max(options)) if word != "$R"])
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_what_it_links_to_is_there(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:tests|microumup)/[\w/.]+)`", README))
+def test_the_files_it_names_are_there(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_the_fp8_table_is_the_committed_result() -> None:
+    result = json.loads((ROOT / "docs" / "fp8_gap.json").read_text())
+    assert result["passed"]
+    for scheme in ("umup", "mup"):
+        rows = [run for run in result["runs"] if run["scheme"] == scheme]
+        plain, cast = ([f"{run['loss']:.3f}" for run in rows if run["fp8"] == fp8] for fp8 in ("none", "fp8"))
+        gaps = [f"{gap:+.3f}" for gap in result["gaps"][scheme]]
+        columns = "".join(f"{', '.join(column):>24}" for column in (plain, cast, gaps))
+        assert f"\n{scheme:6}{columns}{result['flushed'][scheme]:>26.4f}\n" in README
+
+
+def test_the_two_commands_set_themselves_up() -> None:
+    commands = re.findall(
+        r"^python3 -m venv \.venv && \.venv/bin/pip install .* && \.venv/bin/python -m (\S+)$", README, re.MULTILINE
+    )
+    assert commands == ["microumup.train", "pytest"]
