@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         device = choose_device(args.device)
         text = [Path(path) for path in config.text]
         if config.vocab_size > BYTES:
-            say(f"looking for {config.vocab_size:,} tokens in the text; once a minute or more, then cached")
+            say(f"learning {config.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")
         corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
         run_dir = args.resume or new_run_dir(args.out, config)
         if not args.resume:
