@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[Any]
+from microumup.backend import Array
 
 BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
 LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
