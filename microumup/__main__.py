@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "explain": ("microumup.lab.explain", "every number a scheme gives each weight: why a model does not learn"),
+    "chain": ("microumup.lab.chain", "from sp to u-µP, row by row: what each step keeps of a half-trained network"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
     "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
     "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),

@@ -161,7 +161,7 @@ def init_params(config: ModelConfig, seed: int = 0, dtype: type = np.float32) ->
 
 
 class Cache:
-    """Keys and values of the tokens seen so far, layer by layer,; generation continues from them."""
+    """Keys and values of the tokens seen so far, layer by layer; generation continues from them."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Array, Array]] = {}

@@ -1,0 +1,288 @@
+"""From SP to u-µP, one row of the table at a time (App. A): what each step keeps of a half-trained network.
+
+All schemes have the same network. They differ in how the effect of a weight is spread over multiplier, init and
+learning rate, and in constants. `move` takes weights and AdamW's state from one row to another. With G for the gain
+of a weight w, all the factors that the network has next to it,
+
+    w' = θ w,  θ = G/G'              the network computes what it did
+    g' = g/θ · c'_W/c_W              its gradient: the true one times a known constant, `model.gradient_constants`
+    m' = m g'/g,  v' = v (g'/g)²
+    C' = θ C                         is what Adam, at ε = 0, needs to stay on its trajectory: the abc-symmetry
+
+and G is not the multiplier A alone, but every constant that can be moved into the weight:
+
+    embedding   A/r_0                in units of r_0 = A √B: RMSNorm takes the trunk's scale out (where its ε is 0)
+    q, k        A √score             score is the factor of q kᵀ, a root for each
+    v, up       A
+    o           A/σ · r_l/r_0        σ of attention; r_l = a_l/Π b_i, i = 1 … l: by Lemma C.1 all that a and b do
+    gate        A α
+    down        A/(σ α) · r_l/r_0    σ of gated_silu, α = α_ffn-act: α x sigmoid(α x) is a function of α x
+    head        A α                  α_loss-softmax
+
+So the map is exact from any row to any other. What it cannot carry over, and `changes` names, is where C of the new
+row is not θ C, and where a fresh weight there is not θ times one here. What all C have in common is a matter of η.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import fields
+from math import prod, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from microumup.backend import Array
+from microumup.cli import Parser, bad_input, say, whole
+from microumup.engine import Tensor, backpropagate
+from microumup.model import ModelConfig, branches, gradient_constants, init_params, loss, option_name, weights
+from microumup.optim import AdamW, Arrays, Factors
+from microumup.parametrization import SCHEMES
+
+
+class Moved(NamedTuple):
+    """A checkpoint in another scheme, and a sentence for each thing that training on from it will not keep."""
+
+    params: Arrays
+    state: Arrays
+    changes: list[str]
+
+
+def move(params: Arrays, state: Arrays, source: ModelConfig, target: ModelConfig, batch_tokens: int) -> Moved:
+    """Weights and optimizer state of `source` as those of `target`; the number of updates stays what it is.
+
+    `state` is AdamW's, or SGD's empty one; `batch_tokens` is b, the tokens of a batch. Where `changes` is empty Adam
+    stays on its trajectory at ε = 0, with weight decay that is independent of C. SGD, which has no C, does with the
+    gradient constants of `target` over θ². Raises ValueError where source and target cannot be the same network, or
+    cast to FP8, through which no factor passes unchanged.
+    """
+    for name in ("width", "layers", "head_dim", "vocab_size", "norm_eps", "rope_base"):
+        if (old := getattr(source, name)) != (new := getattr(target, name)):
+            raise ValueError(f"move: {option_name(name)} is {old} in source, {new} in target; make them the same")
+    if {source.fp8, target.fp8} != {"none"}:
+        raise ValueError("move: a cast to FP8 is not the same at another scale; move with fp8='none', then cast")
+    if params.keys() != weights(source).keys():
+        raise ValueError("move: params are not those of source; they need the names of model.weights(source)")
+    theta = weight_factors(source, target)
+    c, moved_c = gradient_constants(source, batch_tokens), gradient_constants(target, batch_tokens)
+    moved = {}
+    for key, array in state.items():
+        moment, _, name = key.partition("/")
+        moved[key] = array * (moved_c[name] / c[name] / theta[name]) ** {"m": 1, "v": 2}[moment]
+    return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
+
+
+def weight_factors(source: ModelConfig, target: ModelConfig) -> Factors:
+    """θ of every weight."""
+    old, new = gains(source), gains(target)
+    return {name: prod(old[name].values()) / prod(new[name].values()) for name in old}
+
+
+def lr_factors(source: ModelConfig, target: ModelConfig) -> tuple[float, Factors]:
+    """η'/η, and the C' that keeps every weight on its trajectory then. At this η' the first layer's v, a hidden weight
+    with A alone next to it, stays on it with the C of its row."""
+    C = {name: theta * weights(source)[name].C for name, theta in weight_factors(source, target).items()}
+    lr = C["layer0.v"] / weights(target)["layer0.v"].C
+    return lr, {name: factor / lr for name, factor in C.items()}
+
+
+def gains(config: ModelConfig) -> dict[str, Factors]:
+    """G of every weight, factor by factor."""
+    c, ops, (r_0, *trunk) = config, config.rules.ops, trunk_scales(config)
+    found: dict[str, Factors] = {name: {"A": w.A} for name, w in weights(c).items()}
+    found["embedding"]["A"] /= r_0
+    found["head"]["α_loss-softmax"] = c.alpha_loss_softmax
+    root = {"√score": sqrt(c.alpha_attn_softmax * c.rules.score_scale(c.head_dim))}
+    attention, silu = ops.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len), ops.gated_silu(c.alpha_ffn_act)
+    r = [branch.a / scale for branch, scale in zip(branches(c), trunk, strict=True)]  # r_l/r_0
+    for layer in range(c.layers):
+        of_o = {"1/σ": attention.y, "r_l/r_0": r[2 * layer]}
+        of_down = {"1/σ": silu.y, "r_l/r_0": r[2 * layer + 1], "1/α_ffn-act": 1 / c.alpha_ffn_act}
+        beside = {"q": root, "k": root, "o": of_o, "gate": {"α_ffn-act": c.alpha_ffn_act}, "down": of_down}
+        for name, factors in beside.items():
+            found[f"layer{layer}.{name}"] |= factors
+    return found
+
+
+def trunk_scales(config: ModelConfig) -> list[float]:
+    """r_0, the std that a fresh embedding puts out, and what the trunk has left of it after each branch: r_0 Π b."""
+    scales = [weights(config)["embedding"].A * weights(config)["embedding"].init_std]
+    for branch in branches(config):
+        scales.append(scales[-1] * branch.b)
+    return scales
+
+
+def changes(source: ModelConfig, target: ModelConfig) -> list[str]:
+    """What training does not keep, a sentence each; none where `target` goes on as `source` would."""
+    before, after, theta = weights(source), weights(target), weight_factors(source, target)
+    old, new, (lr, needed) = gains(source), gains(target), lr_factors(source, target)
+
+    def sentence(names: list[str]) -> str:
+        C = [after[name].C / needed[name] for name in names]
+        std = [after[name].init_std / (theta[name] * before[name].init_std) for name in names]
+        what = [f"C is {_span(C)} times the one needed"] * (not _ones(C))
+        what += [f"a fresh one is {_span(std)} times as large"] * (not _ones(std))
+        why = []
+        for factor in list(old[names[0]])[1:]:  # those beside A
+            a, b = ([gain[name][factor] for name in names] for gain in (old, new))
+            why += [f"{factor} {_span(a)} -> {_span(b)}"] * (not _ones(np.divide(b, a)))
+        return ", ".join(what) + f" ({', '.join(why)})" * bool(what and why)
+
+    said = [f"η: {lr:.4g} times it keeps v's learning rate; C of the others is compared at that"] * (not _ones(lr))
+    said += [f"{kinds}: {words}" for words, kinds in _by_kind(list(before), sentence).items() if words]
+    heads = [c.rules.ops.linear(w.A, w.A_backward, 1) for c, w in ((source, before["head"]), (target, after["head"]))]
+    if not _ones(ratio := heads[1].dx / heads[1].y / (heads[0].dx / heads[0].y)):
+        said.append(f"readout's backward: {ratio:.4g} times on all gradients behind it; Adam sees it through ε alone")
+    if source.norm_eps and not _ones(trunk := np.divide(trunk_scales(target), trunk_scales(source))):
+        said.append(f"RMSNorm's ε: still {source.norm_eps:g}, and the trunk is {_span(trunk)} times as large")
+    return said
+
+
+def _by_kind(names: list[str], words: Callable[[list[str]], str]) -> dict[str, str]:
+    """What `words` says of the q of all layers, of all k, …, and of which of these kinds it says it."""
+    found: dict[str, str] = {}
+    for kind in dict.fromkeys(name.rpartition(".")[2] for name in names):
+        said = words([name for name in names if name.rpartition(".")[2] == kind])
+        found[said] = f"{found[said]}, {kind}" if said in found else kind
+    return found
+
+
+def _ones(ratios: Any) -> bool:
+    return bool(np.allclose(ratios, 1, rtol=1e-12, atol=0))
+
+
+def _span(values: Any) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values), max(values))))
+
+
+class Link(NamedTuple):
+    """A step from one row to the next: whether training goes on as it did, and what the step does."""
+
+    source: str
+    target: str
+    exact: bool
+    does: str
+
+
+CHAIN = (
+    Link("sp", "mup", True, "at mup's base shape, with attention's factor that of sp, α_attn-softmax = √K"),
+    Link("mup", "mup-table2", True, "each weight's std goes into its multiplier: w/√B, A √B, C/√B (App. A.1)"),
+    Link("mup-table2", "mup-table3", False, "σ_init and base shapes leave C, readout and residual (App. A.2)"),
+    Link("mup-table3", "umup", False, "1/√width in the embedding's C (App. A.3), σ in the ops, other backward factors "
+         "(App. A.4); a and b are equivalent at α_res = 1/α_emb (Lemma C.1)"),
+    Link("umup", "umup-iclr", False, "depth in C counts layers, another readout backward; a and b stay at α_res/√2"),
+)  # fmt: skip
+SIZES = {"width": 32, "layers": 2, "base_width": 16, "base_layers": 1}
+SAME = 1e-12  # of losses near 1: rounding comes to 4e-14 in 300 steps, a single C that is 1e-6 off to 1e-9 in 30
+
+
+def configs(link: Link, sizes: dict[str, int]) -> tuple[ModelConfig, ModelConfig]:
+    """Both sides of a link, at hyperparameters that are not 1 and with ε of RMSNorm 0. `sizes` are named as SIZES."""
+    options = sizes | {"head_dim": 8, "alpha_attn_softmax": sqrt(8), "sigma_init": 0.5, "alpha_emb": 2.0}
+    if link.source == "sp":
+        options |= {"base_width": sizes["width"], "base_layers": sizes["layers"], "sigma_init": 1.0, "alpha_emb": 1.0}
+    alpha_res = {"umup": 1 / 2, "umup-iclr": 1 / 2 / sqrt(2)}
+
+    def side(scheme: str) -> ModelConfig:
+        has = ("width", "layers", "head_dim", *SCHEMES[scheme].hyperparameters)
+        mine: dict[str, Any] = {name: value for name, value in options.items() if name in has}
+        mine |= {"alpha_res": alpha_res[scheme]} if scheme in alpha_res else {}
+        return ModelConfig(scheme=scheme, seq_len=16, vocab_size=24, norm_eps=0.0, **mine)
+
+    return side(link.source), side(link.target)
+
+
+def measure(link: Link, source: ModelConfig, target: ModelConfig, *, steps: int = 30, seed: int = 0) -> dict[str, Any]:
+    """Train the source for `steps`, move it, train on for as many on both sides, in float64: a link as --json has it.
+
+    Differences are the largest of any loss: `forward` right after the move, `losses` along training by Adam's ε,
+    `with_needed_C` at ε = 0 with the C of `lr_factors` for those of the target: none, if `changes` forgets nothing.
+    """
+    text, (lr_factor, needed) = _text(source, 2 * steps, seed), lr_factors(source, target)
+    lr = SCHEMES[link.source].typical_lr / 2  # with no schedule all of it is at the edge of chaos, where rounding grows
+    C, own = ({name: w.C for name, w in weights(config).items()} for config in (source, target))
+    half = AdamW(init_params(source, seed, np.float64), C, lr=lr, weight_decay=2**-13, eps=0.0)
+    train(source, half, text[:steps])
+
+    def differences(moved_C: Factors, eps: float = 0.0) -> Array:
+        here, moved = deepcopy(half), move(half.params, half.state(), source, target, text[0, :, 1:].size)
+        there = AdamW(moved.params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
+        there.load_state(moved.state, half.updates)
+        here.eps = eps
+        return np.abs(train(target, there, text[steps:]) - train(source, here, text[steps:]))
+
+    by_eps = {f"{eps:g}": differences(own, eps) for eps in (0.0, 1e-8)}
+    forward, with_needed_C = float(by_eps["0"][0]), float(differences(needed).max())
+    same, kept, said = forward <= SAME, bool(by_eps["0"].max() <= SAME), changes(source, target)
+    return {
+        **link._asdict(), "weights": weight_factors(source, target), "C": {name: own[name] / C[name] for name in C},
+        "changes": said, "forward": forward, "losses": {eps: float(found.max()) for eps, found in by_eps.items()},
+        "with_needed_C": with_needed_C,
+        "verdict": f"the same network, {'the same' if kept else 'another'} trajectory" if same else "another network",
+        "passed": same and with_needed_C <= SAME and link.exact == kept == (not said),
+    }  # fmt: skip
+
+
+def train(config: ModelConfig, optimizer: AdamW, text: Array) -> Array:
+    """The losses (N,) of training on text (N, B, T+1), at a constant learning rate."""
+    losses = []
+    for batch in text:
+        leaves = {name: Tensor(w, name) for name, w in optimizer.params.items()}
+        out = loss(leaves, batch[:, :-1], batch[:, 1:], config)
+        backpropagate(out)
+        losses.append(float(out.data))
+        optimizer.step({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, 1.0)
+    return np.array(losses)
+
+
+def _text(config: ModelConfig, batches: int, seed: int) -> Array:
+    """Sequences that count on by 1, 2 or 3, (batches, B, T+1). The inputs of the first batch have every token: at ε = 0
+    Adam would divide 0 by 0 in the embedding of one that did not come up yet."""
+    rng, V = np.random.default_rng(seed), config.vocab_size
+    text = (rng.integers(V, size=(batches, 4, 1)) + rng.integers(1, 4, (batches, 4, config.seq_len + 1)).cumsum(-1)) % V
+    text[0, :, :-1].flat[:V] = np.arange(V)
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `chain`: 0 when every step does what its row says, 1 when one does not, 2 on a bad argument."""
+    parser = Parser("chain", __doc__ or "")
+    text = {f.name: f.metadata["help"] for f in fields(ModelConfig)}
+    text |= {"steps": "updates before the move, and again after it", "seed": "of the initial weights and the text"}
+    for name, default in {**SIZES, "steps": 30, "seed": 0}.items():
+        described = f"{text[name]} (default: {default})"
+        parser.add_argument(option_name(name), type=whole, default=default, metavar="N", help=described)
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, and all steps")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
+    args = parser.parse_args(argv)
+    with bad_input(parser):
+        for name, least in (("steps", 2), ("seed", 0)):
+            if getattr(args, name) < least:
+                raise ValueError(f"--{name}: {getattr(args, name)} is too small; the least is {least}")
+        pairs = [configs(link, {name: getattr(args, name) for name in SIZES}) for link in CHAIN]
+    found = []
+    for link, pair in zip(CHAIN, pairs, strict=True):
+        found.append(measure(link, *pair, steps=args.steps, seed=args.seed))
+        _print(found[-1], say(args.quiet))
+    if failed := [f"{f['source']} -> {f['target']}" for f in found if not f["passed"]]:
+        print(f"microumup chain: not what the row says: {', '.join(failed)}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"passed": not failed, "steps": found}))
+    return 1 if failed else 0
+
+
+def _print(found: dict[str, Any], echo: Callable[..., None]) -> None:
+    def factors(names: list[str]) -> str:
+        w, C = (_span([found[key][name] for name in names]) for key in ("weights", "C"))
+        return f"w x {w:10}C x {C}"
+
+    echo(f"{found['source']} -> {found['target']}: {found['does']}")
+    for words, kinds in _by_kind(list(found["C"]), factors).items():
+        echo(f"    {words:32}{kinds}")
+    measured = ", ".join(f"{worst:.1e} at ε = {eps}" for eps, worst in found["losses"].items())
+    echo(f"    losses differ by {found['forward']:.1e} after the move; along training by {measured}, "
+         f"{found['with_needed_C']:.1e} with C = θ C")  # fmt: skip
+    echo(f"    {'ok' if found['passed'] else 'FAIL'}  {found['verdict']}" + ", because" * bool(found["changes"]))
+    for change in found["changes"]:
+        echo(f"        {change}")
