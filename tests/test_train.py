@@ -10,6 +10,7 @@ import pytest
 from microumup import train as train_module
 from microumup.data import Corpus
 from microumup.engine import Tensor
+from microumup.ranges import read_scales
 from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, main, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
@@ -156,6 +157,17 @@ def test_quiet_prints_the_json_line_alone(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("shipped")
+def test_scales_are_logged_on_the_steps_asked_for_and_at_the_last(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*OPTIONS, "--quiet", "--log-scales", "3", "--fp8", "fp8-iclr", "--out", str(run)]) == 0
+    logged = read_scales(run)
+    assert list(logged) == [0, 3, 6, 7]
+    assert {name: r.format for name, r in logged[0].items() if name.startswith("head") or name == "layer0.q.dy"} == {
+        "layer0.q.dy": "e5m2", "head.x": "none", "head.w": "none", "head.dy": "none",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("shipped")
 def test_a_run_directory_of_its_own_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*OPTIONS, "--quiet"]) == main([*OPTIONS, "--quiet"]) == 0
@@ -214,6 +226,8 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
         (["--text", "/no/such/file"], "--text /no/such/file: cannot be read"),
         (["--resume", "/no/such/run"], "--resume: /no/such/run holds no run"),
         (["--save-every", "0"], "--save-every: 0 is too small"),
+        (["--log-scales", "-1"], "--log-scales: -1 is too small"),
+        (["--fp8", "fp8,dwon.x=e5m2"], "there is no linear 'dwon'"),
         (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, gpu"),
         (["--preset", "huge"], "--preset: invalid choice: 'huge'"),
         (["--corpus", "c4"], "--corpus"),
