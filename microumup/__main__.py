@@ -9,12 +9,14 @@ COMMANDS = {
     "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "explain": ("microumup.lab.explain", "every number a scheme gives each weight: why a model does not learn"),
-    "chain": ("microumup.lab.chain", "from sp to u-µP, row by row: what each step keeps of a half-trained network"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
-    "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
-    "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
-    "bench": ("microumup.lab.bench", "what FP8 costs in time"),
     "scales": ("microumup.lab.scales", "RMS and FP8 range of every tensor that a linear multiplies"),
+    "coordcheck": ("microumup.lab.coordcheck", "does a scheme scale over width, or depth? PASS or FAIL, and why"),
+    "chain": ("microumup.lab.chain", "from sp to u-µP, row by row: what each step keeps of a half-trained network"),
+    "zoo": ("microumup.lab.zoo", "planted mistakes, and which check catches which"),
+    "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
+    "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
+    "bench": ("microumup.lab.bench", "what FP8 costs in time"),
 }
 
 

@@ -1,3 +1,9 @@
+import os
+
+# Before numpy is imported, as microumup/__init__.py does it for a command: two BLAS threads on a busy machine wait for
+# each other most of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

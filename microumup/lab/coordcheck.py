@@ -1,0 +1,504 @@
+"""Does a scheme do what transfer over width, or depth, asks of it? A coordinate check that ends in a verdict.
+
+A model is trained for a few steps on one batch at every width. If the learning rate found at one width is to serve at
+another, the sizes of three things must go with the width as theory says: RMS ~ width^slope, with the slopes
+
+                                      over width                                 over depth
+    init     activations              0                                          0
+             logits                   -1/2: the readout's A is 1/fan_in          0
+             attention scores         0; with --heads -1/2: 1/K of a sum ~ √K    0
+    effect   of hidden weights        0                                          -1/2: their C
+             of the readout           0                                          0
+             of the embedding         0; with u-µP's rule -1/2 (App. A.3)        0
+    change   activations              0                                          0 … 1/4 in the trunk: (1 + x/L)^L
+             attn_norm, q, k, v       with u-µP's rule -1/2 … 0: layer 0's       comes to e^x from below
+                                      see the embedding itself
+             logits, with --heads     -1/2 … 0: what they are made of changes,   0 … 1/4
+             scores too               and what it is made with
+
+`effect` is A Δw x, what the updates of a weight so far, Δw = w - w(0), do to its output: a matter of this weight's
+learning rate alone. `change` is an activation less what it was at initialization, the sum of all effects before it.
+All layers count together. Over depth, changes inside branches are left out: they depend on how far up the trunk the
+branch stands. Every step is looked at, and of each tensor the step judged that is furthest off.
+
+`sp` is held against the same, but for its scores and logits at init, 0. It claims no transfer and has none: over width
+its effects grow, as C lacks the 1/fan_in; over depth its trunk does, at initialization as √depth.
+
+A slope may be off by 1/4. The rules are powers of the width in steps of 1/2, so a wrong one moves some slope by 1/2,
+and 1/4 is half way. What right ones need of it is for finite width. An update by b tokens has √(1 + b/D) times the
+effect that it has in the limit: the part of x that it was made for adds up over D elements, all others add up by
+chance. So tokens are few: with the default 16, slopes from width 64 on are off by 0.1 at most, with 128 by 0.2; over
+depth, from 2 layers on, by 0.2 too. Tokens are random: size is no matter of what a text says. There is no warm-up and
+no weight decay, and η is 1/16 of the scheme's typical one: small steps go as theory does, and a batch known by heart
+leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from math import inf, isfinite, nan, sqrt
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from microumup import cli
+from microumup.backend import Array
+from microumup.engine import Tensor, backpropagate, tape
+from microumup.fp8 import LINEARS
+from microumup.lab import pictures as pic
+from microumup.lab.scales import PLACES
+from microumup.model import ModelConfig, init_params, loss, too_small, weights
+from microumup.optim import AdamW
+from microumup.parametrization import SCHEMES
+from microumup.ranges import rms_of
+
+TOLERANCE = 0.25
+WIDTHS = (64, 128, 256, 512, 1024)
+SEQ_LEN = 16
+
+TRUNK = ("attn_add", "ffn_add", "final_norm")
+SAME_SIZE = ("attn_split", "ffn_split", "q_rope", "k_rope")  # not measured: the trunk as it is, q and k turned
+
+Sizes = dict[tuple[str, str], float]  # RMS by measure and tensor
+
+
+class Row(NamedTuple):
+    """How the size of a tensor goes with the width or depth, and how it should."""
+
+    measure: str  # init, effect or change
+    tensor: str
+    step: int  # updates so far
+    rms: tuple[float, ...]  # at every width or depth; the geometric mean over seeds
+    slope: float  # of log RMS over log width; the mean over seeds
+    interval: float  # 95 % confidence: slope ± interval; nan with one seed
+    expected: tuple[float, float]  # the least and the greatest right slope
+    verdict: str  # ok, too large, too small: the slope, and so the tensor in wide or deep models
+
+    @property
+    def off(self) -> float:
+        """By how much the slope misses what is expected; negative or 0 within."""
+        return max(self.expected[0] - self.slope, self.slope - self.expected[1])
+
+
+class Report(NamedTuple):
+    """What a check found."""
+
+    scheme: str
+    axis: str  # width or depth
+    sizes: tuple[int, ...]
+    steps: int
+    rows: list[Row]  # of every step
+
+    @property
+    def judged(self) -> list[Row]:
+        """Of every tensor and measure the row that is furthest off what is expected."""
+        worst: dict[tuple[str, str], Row] = {}
+        for row in self.rows:
+            key = row.measure, row.tensor
+            if key not in worst or row.off > worst[key].off:
+                worst[key] = row
+        return list(worst.values())
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.judged if row.verdict != "ok"]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+
+def coordcheck(
+    config: ModelConfig, *, widths: Sequence[int] = WIDTHS, depths: Sequence[int] = (), heads: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2), steps: int = 4, batch_size: int = 1, lr: float | None = None,
+    workers: int = 0, progress: bool = False,
+) -> Report:  # fmt: skip
+    """Train `config` at all `widths`, or at all `depths` (layers) if there are any, and look how its tensors scale.
+
+    `heads` is their number at every width; without it the head dim is `config`'s. `lr` is η. All runs are in this
+    process, with whatever has been replaced in it, or in as many others as there are `workers`. Raises ValueError for
+    fewer than two sizes, and for one that no network can have.
+    """
+    axis, sizes = ("depth", depths) if depths else ("width", widths)
+    sizes = tuple(sorted(set(sizes)))
+    if len(sizes) < 2:
+        raise ValueError(f"--{axis}s: {', '.join(map(str, sizes))} gives no slope; name two or more that differ")
+    if heads is not None and (heads < 1 or depths or any(size % heads for size in sizes)):
+        raise ValueError(f"--heads: {heads} has to divide every width of a check over --widths")
+    eta = SCHEMES[config.scheme].typical_lr / 16 if lr is None else lr
+    if not (isfinite(eta) and eta > 0):
+        raise ValueError(f"--lr: {eta} is not a positive finite number")
+
+    def job(seed: int, size: int) -> Job:
+        head_dim = size // heads if heads else config.head_dim
+        model = replace(config, layers=size) if depths else replace(config, width=size, head_dim=head_dim)
+        return Job(model, seed, steps, batch_size, eta)
+
+    jobs = [job(seed, size) for size in reversed(sizes) for seed in seeds]  # those that take longest first
+    runs = dict(zip(jobs, _run_all(jobs, workers, progress), strict=True))
+    rows = []
+    for step in range(steps + 1):
+        for measure, tensor in runs[jobs[0]][step]:
+            expected = expected_slope(measure, tensor, config, axis, fixed_heads=heads is not None)
+            if expected:
+                rms = [[runs[job(seed, size)][step][measure, tensor] for size in sizes] for seed in seeds]
+                rows.append(_row(measure, tensor, step, sizes, np.array(rms), expected))
+    return Report(config.scheme, axis, sizes, steps, rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+class Job(NamedTuple):
+    """A model to train, and how."""
+
+    config: ModelConfig
+    seed: int
+    steps: int
+    batch_size: int
+    lr: float
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # to diverge is an answer, too
+def run(job: Job) -> list[Sizes]:
+    """The size of every tensor at initialization and after every step, always on the same batch of random tokens."""
+    c, seen = job.config, []
+    params = init_params(c, job.seed)
+    tokens, targets = np.random.default_rng(job.seed).integers(c.vocab_size, size=(2, job.batch_size, c.seq_len))
+    optimizer = AdamW(params, {name: w.C for name, w in weights(c).items()}, lr=job.lr)
+    for step in range(job.steps + 1):
+        leaves = {name: Tensor(w, name) for name, w in params.items()}
+        out = loss(leaves, tokens, targets, c)
+        ops = named_ops(out)
+        now = activations(ops)
+        if step == 0:
+            start, w_start = now, {op.weight.name: op.weight.data.copy() for op in ops if op.weight}
+            seen.append(_sizes("init", now))
+        else:
+            changes = {name: [a - b for a, b in zip(now[name], start[name], strict=True)] for name in now}
+            del changes["embedding"]  # that is the effect of its updates
+            seen.append(_sizes("effect", effects(ops, w_start)) | _sizes("change", changes))
+        if step < job.steps:
+            backpropagate(out)
+            optimizer.step({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, 1.0)
+    return seen
+
+
+class Op(NamedTuple):
+    """An op of the tape, by its name within its layer: q, attention, attn_add, …"""
+
+    name: str
+    node: Tensor
+    weight: Tensor | None
+
+
+def named_ops(loss: Tensor) -> list[Op]:
+    """The ops from the embedding to the logits, named as by `scales.measured_rms`, but without the layer."""
+    nodes = tape(loss)[:-1]
+    layers = sum(node.op == "attention" for node in nodes)
+    seen: Counter[str] = Counter()
+    ops = []
+    for node in nodes:
+        if node.op in ("linear", "embedding"):
+            w = node.inputs[1]
+            assert isinstance(w, Tensor)
+            ops.append(Op(w.name.rpartition(".")[2], node, w))
+        else:
+            layer, place = divmod(seen[node.op], len(PLACES[node.op]))
+            seen[node.op] += 1
+            ops.append(Op(PLACES[node.op][place] if layer < layers else "final_norm", node, None))
+    return ops
+
+
+def activations(ops: list[Op]) -> dict[str, list[Array]]:
+    """What every op returned, by name, layer after layer; and attention's scores, of pairs that see each other."""
+    found = defaultdict(list)
+    for op in ops:
+        if op.name not in SAME_SIZE:
+            found[op.name].append(op.node.data)
+        if op.name == "attention":
+            q, k, _, _, score_scale, _ = op.node.saved  # (B, H, T, K)
+            scores = score_scale * (q @ k.swapaxes(-1, -2))  # (B, H, T, T)
+            found["scores"].append(scores[..., np.tri(scores.shape[-1], dtype=bool)])
+    return found
+
+
+def effects(ops: list[Op], w_start: dict[str, Array]) -> dict[str, list[Array]]:
+    """A Δw x of every weight, shape of its output: x as it is now, Δw what it has gained over `w_start`."""
+    found = defaultdict(list)
+    for op in ops:
+        if op.weight:
+            x, _, scale, *_ = op.node.saved  # of an embedding x are the tokens
+            delta = op.weight.data - w_start[op.weight.name]
+            found[op.name].append(scale.y * (x @ delta.T if op.node.op == "linear" else delta[x]))
+    return found
+
+
+def _sizes(measure: str, arrays: dict[str, list[Array]]) -> Sizes:
+    """RMS over all layers, whose arrays have one shape."""
+    return {(measure, name): sqrt(sum(rms_of(a) ** 2 for a in of) / len(of)) for name, of in arrays.items()}
+
+
+def _run_all(jobs: Sequence[Job], workers: int, progress: bool) -> list[list[Sizes]]:
+    with ExitStack() as stack:
+        results: Iterable[list[Sizes]] = map(run, jobs)
+        if workers:
+            pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+            results = stack.enter_context(pool).map(run, jobs)
+        bar = tqdm(results, total=len(jobs), unit="run", leave=False, disable=None if progress else True)
+        return list(stack.enter_context(bar))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judging
+
+
+def expected_slope(
+    measure: str, tensor: str, config: ModelConfig, axis: str, *, fixed_heads: bool = False
+) -> tuple[float, float] | None:
+    """The least and the greatest right slope, from the table above; None for what is not judged.
+
+    It depends on the scheme's name and not on its rules: a mistake in a rule must not move what is expected of it.
+    """
+    zero, half, mixed = (0.0, 0.0), (-0.5, -0.5), (-0.5, 0.0)
+    if axis == "depth":
+        if measure == "effect":
+            return half if tensor in LINEARS and tensor != "head" else zero
+        if measure == "change":
+            return (0.0, 0.25) if tensor in (*TRUNK, "head") else None
+        return zero
+    starts_small = config.scheme != "sp" and (tensor == "head" or (tensor == "scores" and fixed_heads))
+    slow_embedding = "embedding_lr_rule" in SCHEMES[config.scheme].hyperparameters and config.embedding_lr_rule
+    if measure == "init":
+        return half if starts_small else zero
+    if measure == "effect":
+        return half if slow_embedding and tensor == "embedding" else zero
+    near_embedding = slow_embedding and tensor in ("attn_norm", "q", "k", "v")
+    return mixed if starts_small or near_embedding else zero
+
+
+# Student's t that 95 % stay below in absolute value, with 1, 2, … degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
+
+
+def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:
+    """The slope of log RMS over log size by least squares, and the ± of its 95 % confidence interval over seeds.
+
+    rms (seeds, sizes). The interval is Student's, of the mean of every seed's slope; nan with a single seed. The slope
+    is inf where an RMS is not finite, and -inf where one is 0.
+    """
+    if not np.isfinite(rms).all():
+        return inf, nan
+    if (rms == 0).any():
+        return -inf, nan
+    x = np.log(sizes)
+    x -= x.mean()
+    slopes = np.log(rms) @ x / (x @ x)  # (seeds,)
+    freedom = len(slopes) - 1
+    if freedom == 0:
+        return float(slopes[0]), nan
+    t = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.7 / freedom
+    return float(slopes.mean()), float(t * slopes.std(ddof=1) / sqrt(len(slopes)))
+
+
+def _row(measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array, expected: tuple[float, float]) -> Row:
+    slope, interval = slope_and_interval(sizes, rms)
+    too_far = "too large" if slope > expected[1] + TOLERANCE else "too small" if slope < expected[0] - TOLERANCE else ""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.exp(np.log(rms).mean(axis=0))
+    return Row(measure, tensor, step, tuple(mean.tolist()), slope, interval, expected, too_far or "ok")
+
+
+def rule_behind(row: Row, axis: str) -> str:
+    """Where to look when a tensor's size goes wrong."""
+    weight = {"embedding": "input", "head": "output"}.get(row.tensor, "hidden" if row.tensor in LINEARS else "")
+    if row.measure == "effect":
+        in_branch = axis == "depth" and weight == "hidden"
+        return f"C, the learning rate factor, of {'weights in branches' if in_branch else f'the {weight} weights'}"
+    if row.tensor == "scores":
+        return "the factor before attention's softmax"
+    if row.measure == "init":
+        if weight:
+            return f"A and √B, multiplier and initial std, of the {weight} weights"
+        return "a and b, the residual multipliers" if row.tensor in TRUNK else "the op's own factor"
+    return "the multipliers that updates pass on their way"
+
+
+def reading(report: Report) -> str:
+    """The verdict in words, to be understood without the table."""
+    axis, sizes, failed, count = report.axis, report.sizes, report.failed, len(report.judged)
+    if not failed:
+        return (
+            f"PASS: from {axis} {sizes[0]} to {sizes[-1]} all {count} slopes are as they should be. Nothing here "
+            f"speaks against training {axis} {sizes[-1]} at the learning rate of {axis} {sizes[0]}."
+        )
+
+    def cause(row: Row) -> tuple[str, str, str]:
+        return row.measure, row.verdict, rule_behind(row, axis)
+
+    measure, verdict, rule = cause(failed[0])
+    alike = [row for row in failed if cause(row) == cause(failed[0])]
+    subject = {
+        "init": "the size at initialization",
+        "effect": "the effect of the updates",
+        "change": "the change by the updates",
+    }[measure]
+    consequence = "" if measure == "init" else (
+        f" One learning rate for all is too {'high' if verdict == 'too large' else 'low'} for "
+        f"{'wide' if axis == 'width' else 'deep'} models."
+    )  # fmt: skip
+    return (
+        f"FAIL: {len(failed)} of {count} slopes are not as they should be. Look first at {rule}: {subject} of "
+        f"{', '.join(row.tensor for row in alike)} goes as {_powers([row.slope for row in alike], axis)} where "
+        f"{_powers(failed[0].expected, axis)} is right.{consequence}"
+    )
+
+
+def _powers(slopes: Sequence[float], axis: str) -> str:
+    def power(slope: float) -> str:
+        return f"{axis}^{round(slope, 2) + 0:g}" if isfinite(slope) else "overflow" if slope > 0 else "zero"
+
+    return " to ".join(dict.fromkeys((power(min(slopes)), power(max(slopes)))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+HEADINGS = {
+    "init": "RMS at initialization",
+    "effect": "RMS of A Δw x, the effect of a weight's updates",
+    "change": "RMS of the change since initialization",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `coordcheck`: 0 when the scheme passes, 1 when it does not, 2 on a bad argument."""
+    parser = cli.Parser("coordcheck", __doc__ or "")
+    cli.add_options(parser, ModelConfig)
+    # the model's own --width, --layers and --seq-len give way to those of the check
+    group = parser.add_argument_group("the check", conflict_handler="resolve")
+
+    def number_of(name: str, what: str, default: int) -> None:
+        group.add_argument(name, type=cli.whole, default=default, metavar="N", help=f"{what} (default: {default})")
+
+    default_widths = ",".join(map(str, WIDTHS))
+    group.add_argument("--widths", type=_wholes, metavar="N,N,…", help=f"to check over (default: {default_widths})")
+    group.add_argument("--depths", type=_wholes, metavar="N,N,…", help="numbers of layers, to check over them instead")
+    group.add_argument("--width", type=cli.whole, metavar="N", help=f"over depths: D (default: {ModelConfig.width})")
+    group.add_argument("--layers", type=cli.whole, metavar="N", help=f"over widths (default: {ModelConfig.layers})")
+    group.add_argument("--heads", type=cli.whole, metavar="N", help="as many at every width, so that head dims grow")
+    group.add_argument("--lr", type=cli.number, metavar="X", help="η, constant (default: 1/16 of train's)")
+    number_of("--seq-len", "s, tokens in a sequence", SEQ_LEN)
+    number_of("--batch-size", "B, sequences in the batch", 1)
+    number_of("--steps", "updates", 4)
+    number_of("--seeds", "models of every size", 3)
+    number_of("--seed", "the first of the seeds", 0)
+    number_of("--workers", "processes; 0: just this one", os.cpu_count() or 1)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw to FILE, a .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, rows of all steps")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
+    args = parser.parse_args(argv)
+    with cli.bad_input(parser):
+        pic.check_path(args.plot)
+        for name, least in (("steps", 1), ("seeds", 1), ("seed", 0), ("batch_size", 1), ("workers", 0)):
+            if getattr(args, name) < least:
+                raise ValueError(too_small(name, getattr(args, name), least))
+        for name in ("widths", "layers") if args.depths else ("width",):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name}: leave it out; the check is over --{'depths' if args.depths else 'widths'}")
+        options = {name: value for name, value in cli.given(args, ModelConfig).items() if value is not None}
+        if not args.depths:  # any width that fits the head dim, until each of --widths takes its place
+            options["width"] = max(4, 4 * options.get("head_dim", ModelConfig.head_dim))
+        if args.workers:  # one BLAS thread for each process to come, or they are in each other's way
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        report = coordcheck(
+            ModelConfig(**options), widths=args.widths or WIDTHS, depths=args.depths or (), heads=args.heads,
+            seeds=range(args.seed, args.seed + args.seeds), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+            workers=args.workers, progress=not args.quiet,
+        )  # fmt: skip
+    say = cli.say(args.quiet)
+    say(f"{table(report)}\n\n{reading(report)}")
+    if args.plot:
+        with cli.bad_input(parser):
+            plot(args.plot, report)
+        say(f"drawn to {args.plot}")
+    if args.json:
+        finite = [
+            {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in row._asdict().items()}
+            | {"rms": [x if isfinite(x) else None for x in row.rms]}
+            for row in report.rows
+        ]
+        print(json.dumps({"passed": report.passed} | report._asdict() | {"rows": finite, "reading": reading(report)}))
+    return 0 if report.passed else 1
+
+
+def _wholes(text: str) -> list[int]:
+    return [cli.whole(part) for part in text.split(",")]
+
+
+def table(report: Report) -> str:
+    """A line per tensor: its RMS at every size, the slope, the expected one and the verdict."""
+    sizes = "".join(f"{f'{report.axis} {size}':>12}" for size in report.sizes)
+    lines = [f"{report.scheme:14}{sizes}  step   slope ± 95 %    expected  verdict"]
+    for measure, heading in HEADINGS.items():
+        lines += ["", heading]
+        for row in report.judged:
+            if row.measure == measure:
+                rms = "".join(f"{rms:12.3g}" for rms in row.rms)
+                interval = f"± {row.interval:.2f}" if isfinite(row.interval) else ""
+                expected = " … ".join(dict.fromkeys(f"{slope:g}" for slope in row.expected))
+                lines.append(
+                    f"  {row.tensor:12}{rms}{row.step:6}{row.slope:8.2f} {interval:6}{expected:>12}  {row.verdict}"
+                )
+    return "\n".join(lines)
+
+
+def plot(path: Path, report: Report) -> None:
+    """Draw the RMS over width or depth: at initialization, and after up to four steps. Raises ValueError without
+    matplotlib, OSError where `path` cannot be written.
+    """
+    steps = sorted({round(step) for step in np.linspace(1, report.steps, 4)})
+    titles = {
+        "init": "at initialization",
+        "effect": "effect of updates, step",
+        "change": "change since init, step",
+    }
+    figure = pic.new_figure(2.8 * (1 + len(steps)), 7)
+    mosaic = [["init", *(f"effect {step}" for step in steps)], ["keys", *(f"change {step}" for step in steps)]]
+    axes = figure.subplot_mosaic(mosaic, sharey=True)
+    tensors = list(dict.fromkeys(row.tensor for row in report.rows))
+    styles = {
+        tensor: {"color": pic.COLOURS[i % len(pic.COLOURS)], "marker": "osv"[i // len(pic.COLOURS)], "markersize": 4}
+        for i, tensor in enumerate(tensors)
+    }
+    for row in report.rows:
+        panel = f"{row.measure} {row.step}" if row.step else "init"
+        if panel in axes:
+            style = {"linewidth": 1} if row.verdict == "ok" else {"linewidth": 2, "linestyle": "--"}
+            axes[panel].plot(report.sizes, row.rms, **styles[row.tensor], **style)
+            axes[panel].set_title(f"{titles[row.measure]} {row.step or ''}")
+    for panel, ax in axes.items():
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log", base=2)
+        ax.set_xticks(report.sizes, report.sizes)
+        ax.set_xlabel("" if panel.startswith("effect") else report.axis)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelleft=True)
+    axes["init"].set_ylabel("RMS")
+    keys = [axes["init"].plot([], [], **style)[0] for style in styles.values()]
+    axes["keys"].axis("off")
+    axes["keys"].legend(keys, tensors, loc="center", ncols=2, frameon=False)
+    figure.suptitle(f"{report.scheme}: {'PASS' if report.passed else 'FAIL. Dashed: what goes wrong'}")
+    pic.save(figure, path)
+
+
+if __name__ == "__main__":
+    cli.run(main)
