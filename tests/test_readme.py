@@ -63,6 +63,14 @@ def test_the_fp8_table_is_the_committed_result() -> None:
         assert f"\n{scheme:6}{columns}{result['flushed'][scheme]:>26.4f}\n" in README
 
 
+def test_the_speed_of_fp8_is_the_committed_result() -> None:
+    comparisons = json.loads((ROOT / "docs" / "bench.json").read_text())["comparisons"]
+    rounding = {round(1 / c["ratio"]) for c in comparisons if c["name"].startswith("quantize")}
+    steps = [f"{c['ratio']:.2f}" for c in comparisons if "width 256" in c["name"]]
+    assert [f"Rounding is {times} times" in README for times in rounding] == [True]
+    assert f"{min(steps)} to {max(steps)} of one in float32" in README
+
+
 def test_the_two_commands_set_themselves_up() -> None:
     commands = re.findall(
         r"^python3 -m venv \.venv && \.venv/bin/pip install .* && \.venv/bin/python -m (\S+)$", README, re.MULTILINE

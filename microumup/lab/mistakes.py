@@ -1,0 +1,191 @@
+"""Mistakes that are easily made with u-µP, each of them data: what to put where, and which check of the zoo sees it.
+
+A mistake is planted in umup, without touching a file: other cells in its row, other factors of an op, another backward
+in a pair, another reading of weight decay, another op in the model. `planted` puts it there for a while.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import sqrt
+from typing import Any, NamedTuple
+
+from microumup import model, ops
+from microumup.backend import Array
+from microumup.engine import Backward, Tensor, primitive
+from microumup.multipliers import Plain, UnitScaled, residual_multipliers
+from microumup.ops import ResidualScale, Scale
+from microumup.optim import DECAYS
+from microumup.parametrization import SCHEMES, Rule, one
+
+Swap = tuple[dict[str, Any], str, Any]  # a table, or a module's names; one of its keys; what is put there
+
+
+class Mistake(NamedTuple):
+    """What is done, what should be and where that stands, how to plant it, and which checks catch it."""
+
+    what: str
+    rule: str
+    swaps: Sequence[Swap]
+    caught_by: str = ""
+    seen_by: str = ""  # where none of the checks sees it: what does
+
+
+@contextmanager
+def planted(mistake: Mistake) -> Iterator[None]:
+    """Within it, models of the scheme umup and their optimizers have the mistake."""
+    before = [(place, key, place[key]) for place, key, _ in mistake.swaps]
+    try:
+        for place, key, value in mistake.swaps:
+            place[key] = value
+        model.weights.cache_clear()  # it remembers the row
+        yield
+    finally:
+        for place, key, value in before:
+            place[key] = value
+        model.weights.cache_clear()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they are made of
+
+UMUP = SCHEMES["umup"]
+
+
+def row(**cells: Any) -> list[Swap]:
+    """Other cells in umup's row."""
+    return [(SCHEMES, "umup", UMUP._replace(**cells))]
+
+
+def factors(op: str, rule: Callable[..., Scale | ResidualScale]) -> list[Swap]:
+    """Another rule for the factors of an op."""
+    return row(ops=type("Planted", (UnitScaled,), {op: staticmethod(rule)}))
+
+
+def pair(op: str, backward: Backward) -> list[Swap]:
+    """Another backward for an op."""
+    forward = getattr(ops, f"{op}_forward")
+    return [(vars(ops), f"{op}_backward", backward), (vars(model), op, primitive(forward, backward))]
+
+
+def fans_swapped(*rules: str) -> list[Swap]:
+    """These rules of every weight's cell, of a shape whose fan_in is taken for its fan_out."""
+
+    def swapped(rule: Rule) -> Rule:
+        return lambda s: rule(s._replace(fan_in=s.fan_out, fan_out=s.fan_in))
+
+    cells = {type: getattr(UMUP, type) for type in ("input", "hidden", "output")}
+    found = {type: {name: getattr(cell, name) for name in rules} for type, cell in cells.items()}
+    return row(**{
+        type: cells[type]._replace(**{name: swapped(rule) for name, rule in found[type].items() if rule})
+        for type in cells
+    })  # fmt: skip
+
+
+def eq_22_as_printed(L: int, base_L: int, alpha_res: float, ratio: float) -> list[tuple[float, float]]:
+    """(a, b) of every branch, from a τ without squares and with L^-1/2 outside."""
+    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
+    alpha_a = ratio * alpha_f
+    taus: list[float] = []
+    for k in range(L // 2):
+        taus += [alpha_a / (1 + k * alpha_a + k * alpha_f), alpha_f / (1 + (k + 1) * alpha_a + k * alpha_f)]
+    return residual_multipliers([tau / sqrt(L) for tau in taus])
+
+
+class Tied(Tensor):
+    """The embedding at its second place, the readout: it hands on the gradient that it gets there."""
+
+    __slots__ = ("embedding", "head")
+
+    def __init__(self, embedding: Tensor, head: Tensor) -> None:
+        super().__init__(embedding.data, "head")
+        self.embedding, self.head = embedding, head
+
+    def accumulate(self, grad: Array) -> None:
+        super().accumulate(grad)
+        self.embedding.accumulate(grad)
+        self.head.accumulate(0 * grad)  # it is no weight of the model any more
+
+
+def forward_tied(params: Any, *args: Any) -> Tensor:
+    """`forward` with the embedding in place of the head."""
+    embedding, head = params["embedding"], params["head"]
+    return forward({**params, "head": Tied(embedding, head) if isinstance(head, Tensor) else embedding}, *args)
+
+
+def attention_of_its_length(q: Any, k: Any, v: Any, *, head_dim: int, score_scale: float, scale: Scale) -> Tensor:
+    """`attention` with the factor of as many keys as there are."""
+    length = (k.data if isinstance(k, Tensor) else k).shape[1]
+    scale = UnitScaled.attention(score_scale * head_dim, head_dim, length)
+    return ops.attention(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+
+
+forward, rope_backward = model.forward, ops.rope_backward  # before anything is planted
+embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The zoo
+
+ZOO = {
+    "nothing": Mistake("umup as it is", "", []),
+    "hidden-lr-inverse": Mistake(
+        "hidden LR 1/fan_in", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=lambda s: 1 / s.fan_in)),
+        "coord transfer"),
+    "hidden-lr-1": Mistake(
+        "hidden LR 1", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=one)), "coord transfer"),
+    "embedding-lr-1": Mistake(
+        "embedding LR 1", "fan_out^-1/2: App. A.3", row(input=embedding._replace(C=one)), "coord"),
+    "branch-lr-1": Mistake(
+        "no L^-1/2 in the LR of branches", "L^-1/2: Table 1", row(residual=residual._replace(C=one)),
+        "coord transfer"),
+    "fans-swapped": Mistake(
+        "fan_in taken for fan_out", "Table 1", fans_swapped("init_std", "A", "A_backward", "C"),
+        "scale coord transfer"),
+    "fans-swapped-lr": Mistake("the same, in the LR alone", "Table 1", fans_swapped("C"), "coord"),
+    "attention-sqrt": Mistake(
+        "scores of 1/√K", "1/K: eq. (25)", row(score_scale=lambda K: K**-0.5), "scale coord transfer"),
+    "readout-1": Mistake(
+        "no readout multiplier", "1/fan_in: Table 1", row(output=readout._replace(A=one, A_backward=one)),
+        "scale coord transfer"),
+    "readout-sqrt": Mistake(
+        "readout multiplier fan_in^-1/2", "1/fan_in: Table 1", row(output=readout._replace(A=hidden.A)),
+        "scale coord"),
+    "tied-embeddings": Mistake(
+        "embedding as the head, with its LR", "two types: Table 1", [(vars(model), "forward", forward_tied)],
+        "gradcheck coord transfer"),
+    "coupled-decay": Mistake(
+        "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "",
+        "a move along the abc-symmetry, which then changes the training"),
+    "eq-22-printed": Mistake(
+        "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(multipliers=eq_22_as_printed)), "",
+        "σ of all branches over that of the embedding, which is α_res no more; and Lemma C.1, which fails"),
+    "residual-twice": Mistake(
+        "a twice, forward and backward", "once: eq. (17)",
+        factors("residual", lambda a, b: UnitScaled.residual(a * a, b)), "scale coord"),
+    "residual-undelayed": Mistake(
+        "a on the dy of the branch", "at its base: App. B", factors("residual", Plain.residual), "scale"),
+    "residual-both-ends": Mistake(
+        "a on its dy and at its base", "at its base: App. B",
+        factors("residual", lambda a, b: ResidualScale(a, b, dbranch=a, dbase=a)), "gradcheck scale"),
+    "residual-no-end": Mistake(
+        "a nowhere in backward", "at its base: App. B",
+        factors("residual", lambda a, b: ResidualScale(a, b, dbranch=1.0, dbase=1.0)),
+        "gradcheck scale coord transfer"),
+    "silu-1": Mistake(
+        "gated_silu without its factor", "1/σ: Table 4", factors("gated_silu", Plain.gated_silu), "scale"),
+    "silu-forward": Mistake(
+        "gated_silu's factor forward alone", "1/σ in both: Table 4",
+        factors("gated_silu", lambda alpha: UnitScaled.gated_silu(alpha)._replace(dx=1.0)), "gradcheck scale"),
+    "rope-sign": Mistake(
+        "RoPE's backward turns on", "back: the transpose",
+        pair("rope", lambda dy, turn: rope_backward(dy, turn.conj())), "gradcheck transfer"),
+    "rms-norm-term": Mistake(
+        "RMSNorm's backward: r a constant", "r depends on x", pair("rms_norm", lambda dy, saved: (dy * saved[1],)),
+        "gradcheck transfer"),
+    "input-length": Mistake(
+        "attention's σ of the input's length", "the training length: App. B",
+        [(vars(model), "attention", attention_of_its_length)], "",
+        "the logits of a text, which are others in a longer one"),
+    "mean-loss": Mistake(
+        "1/b in the loss's gradient", "none: Table 4",
+        factors("cross_entropy", lambda alpha, V, b: UnitScaled.cross_entropy(alpha, V, 1)), "scale"),
+}  # fmt: skip
