@@ -48,21 +48,55 @@ def cell(scheme: str, place: str) -> Weight:
     return weight(SCHEMES[scheme], "hidden" if place == "down" else place, SHAPES[place])
 
 
-@pytest.mark.parametrize(("scheme", "place"), CELLS)
-@pytest.mark.parametrize(("index", "part"), list(enumerate(("init_std", "A", "A_backward", "C"))))
-def test_table1(scheme: str, place: str, index: int, part: str) -> None:
-    assert isclose(getattr(cell(scheme, place), part), CELLS[scheme, place][index], rel_tol=1e-15)
+TABLE = {
+    "sp": "standard", "mup": "table 1", "umup": "table 1", "mup-table2": "table 2", "mup-table3": "table 3",
+    "umup-iclr": "published version",
+}  # fmt: skip
+COLUMNS = ("init_std", "A", "A_backward", "C")
 
 
-def test_table1_residual_column() -> None:
-    def multipliers(scheme: str) -> list[tuple[float, float]]:
-        return SCHEMES[scheme].residual.multipliers(L, BASE_L, 2.0, 0.5)
+@pytest.mark.parametrize(
+    ("scheme", "place", "part", "expected"),
+    [
+        pytest.param(scheme, place, part, value, id=f"{TABLE[scheme]}, {scheme}, {place}, {part}")
+        for (scheme, place), values in CELLS.items()
+        for part, value in zip(COLUMNS, values, strict=True)
+    ],
+)
+def test_cell(scheme: str, place: str, part: str, expected: float) -> None:
+    assert isclose(getattr(cell(scheme, place), part), expected, rel_tol=1e-15)
 
-    assert multipliers("sp") == [(1, 1)] * L
-    assert multipliers("mup") == multipliers("mup-table2") == [(sqrt(BASE_L / L), 1)] * L
-    assert multipliers("mup-table3") == [(L**-0.5, 1)] * L
-    assert multipliers("umup") == residual_multipliers(residual_taus(L, 2.0, 0.5))
-    assert multipliers("umup-iclr") == residual_multipliers(residual_taus(L, 2.0 * sqrt(2), 0.5))
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        pytest.param(scheme, expected, id=f"{TABLE[scheme]}, {scheme}, residual, multiplier")
+        for scheme, expected in {
+            "sp": [(1, 1)] * L,
+            "mup": [(sqrt(BASE_L / L), 1)] * L,
+            "mup-table2": [(sqrt(BASE_L / L), 1)] * L,
+            "mup-table3": [(L**-0.5, 1)] * L,
+            "umup": residual_multipliers(residual_taus(L, 2.0, 0.5)),
+            "umup-iclr": residual_multipliers(residual_taus(L, 2.0 * sqrt(2), 0.5)),
+        }.items()
+    ],
+)
+def test_residual_multiplier_cell(scheme: str, expected: list[tuple[float, float]]) -> None:
+    assert SCHEMES[scheme].residual.multipliers(L, BASE_L, 2.0, 0.5) == expected
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        pytest.param(scheme, expected, id=f"{TABLE[scheme]}, {scheme}, residual, C")
+        for scheme, expected in {
+            "sp": 1, "mup": depth_lr, "mup-table2": depth_lr, "mup-table3": L**-0.5, "umup": L**-0.5,
+            "umup-iclr": (L / 2) ** -0.5,
+        }.items()
+    ],
+)  # fmt: skip
+def test_residual_lr_cell(scheme: str, expected: float) -> None:
+    assert isclose(SCHEMES[scheme].residual.C(HIDDEN), expected, rel_tol=1e-15)
 
 
 def test_attention_scores_are_divided_by_the_head_dim_but_in_sp() -> None:
