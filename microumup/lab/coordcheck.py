@@ -35,7 +35,7 @@ leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -50,10 +50,10 @@ from tqdm import tqdm
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.engine import Tensor, backpropagate, tape
+from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
-from microumup.lab.scales import PLACES
+from microumup.lab.scales import Op, named_ops
 from microumup.model import ModelConfig, init_params, loss, too_small, weights
 from microumup.optim import AdamW
 from microumup.parametrization import SCHEMES
@@ -192,39 +192,13 @@ def run(job: Job) -> list[Sizes]:
     return seen
 
 
-class Op(NamedTuple):
-    """An op of the tape, by its name within its layer: q, attention, attn_add, …"""
-
-    name: str
-    node: Tensor
-    weight: Tensor | None
-
-
-def named_ops(loss: Tensor) -> list[Op]:
-    """The ops from the embedding to the logits, named as by `scales.measured_rms`, but without the layer."""
-    nodes = tape(loss)[:-1]
-    layers = sum(node.op == "attention" for node in nodes)
-    seen: Counter[str] = Counter()
-    ops = []
-    for node in nodes:
-        if node.op in ("linear", "embedding"):
-            w = node.inputs[1]
-            assert isinstance(w, Tensor)
-            ops.append(Op(w.name.rpartition(".")[2], node, w))
-        else:
-            layer, place = divmod(seen[node.op], len(PLACES[node.op]))
-            seen[node.op] += 1
-            ops.append(Op(PLACES[node.op][place] if layer < layers else "final_norm", node, None))
-    return ops
-
-
 def activations(ops: list[Op]) -> dict[str, list[Array]]:
     """What every op returned, by name, layer after layer; and attention's scores, of pairs that see each other."""
     found = defaultdict(list)
     for op in ops:
-        if op.name not in SAME_SIZE:
-            found[op.name].append(op.node.data)
-        if op.name == "attention":
+        if op.kind not in SAME_SIZE:
+            found[op.kind].append(op.node.data)
+        if op.kind == "attention":
             q, k, _, _, score_scale, _ = op.node.saved  # (B, H, T, K)
             scores = score_scale * (q @ k.swapaxes(-1, -2))  # (B, H, T, T)
             found["scores"].append(scores[..., np.tri(scores.shape[-1], dtype=bool)])
@@ -238,7 +212,7 @@ def effects(ops: list[Op], w_start: dict[str, Array]) -> dict[str, list[Array]]:
         if op.weight:
             x, _, scale, *_ = op.node.saved  # of an embedding x are the tokens
             delta = op.weight.data - w_start[op.weight.name]
-            found[op.name].append(scale.y * (x @ delta.T if op.node.op == "linear" else delta[x]))
+            found[op.kind].append(scale.y * (x @ delta.T if op.node.op == "linear" else delta[x]))
     return found
 
 

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from math import inf, log2
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,32 +42,51 @@ PLACES = {  # of the ops without a weight, in the order in which a layer has the
 # Measuring
 
 
+class Op(NamedTuple):
+    """An op of a tape, named by its weight (layer0.q, head) or its place (layer0.attn_norm, layer0.ffn_add)."""
+
+    name: str
+    node: Tensor
+    weight: Tensor | None
+
+    @property
+    def kind(self) -> str:
+        """The name without the layer."""
+        return self.name.rpartition(".")[2]
+
+
+def named_ops(loss: Tensor) -> list[Op]:
+    """Every op from the embedding to the logits."""
+    nodes = tape(loss)[:-1]  # the last is the loss
+    layers = sum(node.op == "attention" for node in nodes)
+    seen: Counter[str] = Counter()
+    ops = []
+    for node in nodes:
+        if node.op in ("linear", "embedding"):
+            w = node.inputs[1]
+            assert isinstance(w, Tensor)
+            ops.append(Op(w.name, node, w))
+        else:
+            layer, place = divmod(seen[node.op], len(PLACES[node.op]))
+            seen[node.op] += 1
+            ops.append(Op(f"layer{layer}.{PLACES[node.op][place]}" if layer < layers else "final_norm", node, None))
+    return ops
+
+
 def measured_rms(loss: Tensor) -> dict[str, float]:
     """RMS of every tensor from the embedding to the logits, forward and backward.
 
     Every op has .y and .dy; the embedding and linears have .w and .dw too, and linears .x and .dx: the gradient that
-    this linear passes on, its share where several have the same x. An op is named by its weight (layer0.q, head) or
-    its place (layer0.attn_norm, layer0.attention, layer0.ffn_add, final_norm). Raises ValueError without gradients.
+    this linear passes on, its share where several have the same x. Raises ValueError without gradients.
     """
-    nodes = tape(loss)
-    layers = sum(node.op == "attention" for node in nodes)
-    seen: Counter[str] = Counter()
     rms: dict[str, float] = {}
-    for node in nodes[:-1]:  # the last is the loss
-        if node.op in ("linear", "embedding"):
-            x, w = node.inputs
-            assert isinstance(w, Tensor)
-            name = w.name
+    for name, node, w in named_ops(loss):
+        if w:
             rms |= {f"{name}.w": rms_of(w.data), f"{name}.dw": rms_of(grad_of(w))}
-            if isinstance(x, Tensor):
-                rms |= {
-                    f"{name}.x": rms_of(x.data),
-                    f"{name}.dx": rms_of(linear_backward(grad_of(node), node.saved)[0]),
-                }
-        else:
-            layer, place = divmod(seen[node.op], len(PLACES[node.op]))
-            name = f"layer{layer}.{PLACES[node.op][place]}" if layer < layers else "final_norm"
-            seen[node.op] += 1
+        if node.op == "linear":
+            x, dx = node.inputs[0], linear_backward(grad_of(node), node.saved)[0]
+            assert isinstance(x, Tensor)
+            rms |= {f"{name}.x": rms_of(x.data), f"{name}.dx": rms_of(dx)}
         rms |= {f"{name}.y": rms_of(node.data), f"{name}.dy": rms_of(grad_of(node))}
     return rms
 
