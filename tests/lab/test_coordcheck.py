@@ -256,7 +256,7 @@ def test_an_effect_is_what_an_output_is_with_the_updates_less_what_it_is_without
     for op in ops:
         if op.node.op == "linear":
             without, _ = linear_forward(op.node.inputs[0].data, before[op.weight.name], scale=op.node.saved[2])
-            np.testing.assert_allclose(found[op.name][0].reshape(without.shape), op.node.data - without, atol=1e-12)
+            np.testing.assert_allclose(found[op.kind][0].reshape(without.shape), op.node.data - without, atol=1e-12)
     np.testing.assert_allclose(found["embedding"][0], (after["embedding"] - before["embedding"])[tokens])
 
 
@@ -265,7 +265,7 @@ def test_scores_are_those_of_pairs_that_see_each_other():
     ops = named_ops(fresh_loss(c, 2))
     scores = activations(ops)["scores"]
     assert [s.shape for s in scores] == [(2, 2, 16 * 17 // 2)] * 2  # (B, H, pairs), layer by layer
-    q, k = (next(op.node.data for op in ops if op.name == name) for name in ("q_rope", "k_rope"))
+    q, k = (next(op.node.data for op in ops if op.kind == kind) for kind in ("q_rope", "k_rope"))
     assert scores[0][1, 1, 4] == pytest.approx(q[1, 2, 16:] @ k[1, 1, 16:] / 16, rel=1e-5)  # pair (2, 1) of head 1
 
 
