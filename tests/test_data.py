@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microumup import data
+from microumup import corpora, data
 from microumup.data import ByteTokenizer, batch, load_corpus, load_tokenizer, split, windows
 
 REPOSITORY = Path(__file__).parent.parent
@@ -274,13 +274,13 @@ def test_bpe_repeats_bit_for_bit(tmp_path, cache, tokenizers, monkeypatch):
 
 def test_pieces_have_the_tokens_of_the_whole(tokenizers):
     text = SENTENCES + "a  b   c \n\n\n d\t\n e ' s don't 's\n's  \u00a0x \n\u00a0y 12 345" * 30
-    tokenizer = data.train_bpe(text.encode(), 500)
+    tokenizer = corpora.train_bpe(text.encode(), 500)
     whole = tokenizer.encode(text).tolist()
     for size in (1, 7, 64, 1000):
-        pieces = list(data._pieces(text.encode(), size))
+        pieces = list(corpora._pieces(text.encode(), size))
         assert "".join(pieces) == text
         assert tokenizer.encode_pieces(pieces).tolist() == whole
-    assert len(list(data._pieces(text.encode(), 64))) > 100
+    assert len(list(corpora._pieces(text.encode(), 64))) > 100
 
 
 def test_too_large_a_vocabulary_for_the_text(tmp_path, cache, tokenizers):
@@ -295,7 +295,7 @@ def test_too_large_a_vocabulary_for_the_text(tmp_path, cache, tokenizers):
 def test_second_load_reads_the_cache(tmp_path, cache, tokenizers, monkeypatch):
     path = write(tmp_path / "a.txt", SENTENCES)
     first = load_text(path, vocab_size=300)
-    monkeypatch.setattr(data, "train_bpe", None)  # would fail if called
+    monkeypatch.setattr(corpora, "train_bpe", None)  # would fail if called
     second = load_text(path, vocab_size=300)
     assert isinstance(second.train, np.memmap)
     assert second.train.tolist() == first.train.tolist()
@@ -323,14 +323,14 @@ def test_a_failed_run_leaves_nothing_in_the_cache(tmp_path, cache, tokenizers, m
 
 
 def test_another_process_may_fill_the_cache_first(tmp_path, cache, tokenizers, monkeypatch):
-    path, train_bpe = write(tmp_path / "a.txt", SENTENCES), data.train_bpe
+    path, train_bpe = write(tmp_path / "a.txt", SENTENCES), corpora.train_bpe
 
     def slow(*args):
-        monkeypatch.setattr(data, "train_bpe", train_bpe)
+        monkeypatch.setattr(corpora, "train_bpe", train_bpe)
         load_text(path, vocab_size=300)  # the other process
         return train_bpe(*args)
 
-    monkeypatch.setattr(data, "train_bpe", slow)
+    monkeypatch.setattr(corpora, "train_bpe", slow)
     assert load_text(path, vocab_size=300).tokenizer.vocab_size == 300
     assert len(list(cache.iterdir())) == 1
 
@@ -343,7 +343,7 @@ def test_an_unusable_cache_is_named(tmp_path, tokenizers, monkeypatch):
 
 
 def test_a_saved_bpe_is_the_same(tmp_path, tokenizers):
-    tokenizer = data.train_bpe(SENTENCES.encode(), 300)
+    tokenizer = corpora.train_bpe(SENTENCES.encode(), 300)
     tokenizer.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
     loaded = load_tokenizer(tmp_path)
@@ -408,7 +408,7 @@ def hub(tmp_path, monkeypatch):
         path = f"/datasets/Salesforce/wikitext/resolve/{REVISION}/wikitext-103-raw-v1/{name}.parquet"
         files[path] = buffer.getvalue()
         sums[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    monkeypatch.setattr(data, "WIKITEXT_SHA256", sums)
+    monkeypatch.setattr(corpora, "WIKITEXT_SHA256", sums)
     asked = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -472,13 +472,13 @@ def test_wikitext_as_bpe(hub, cache, tokenizers):
 
 
 def test_wikitext_with_a_wrong_checksum_is_refused(hub, monkeypatch):
-    monkeypatch.setitem(data.WIKITEXT_SHA256, "train-00001-of-00002", "0" * 64)
+    monkeypatch.setitem(corpora.WIKITEXT_SHA256, "train-00001-of-00002", "0" * 64)
     with pytest.raises(ValueError, match=r"^--corpus wikitext-103: .*train-00001-of-00002.parquet is damaged \("):
         load_corpus("wikitext-103", seq_len=8)
 
 
 def test_wikitext_missing_on_the_hub(hub, monkeypatch):
-    monkeypatch.setitem(data.WIKITEXT_SHA256, "train-of-nothing", "0" * 64)
+    monkeypatch.setitem(corpora.WIKITEXT_SHA256, "train-of-nothing", "0" * 64)
     with pytest.raises(ValueError, match=r"^--corpus wikitext-103: cannot download train-of-nothing \([^\n]*$"):
         load_corpus("wikitext-103", seq_len=8)
 

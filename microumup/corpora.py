@@ -1,0 +1,163 @@
+"""What `data.py` leaves to the extra `data`: BPE tokens, by the library `tokenizers`, and WikiText-103.
+
+Both are named here alone; data.py is whole without them, with bytes and the shipped text.
+"""
+
+import hashlib
+import importlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from microumup.backend import Array
+
+WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+WIKITEXT_SHA256 = {  # of the files of the Hugging Face dataset Salesforce/wikitext, wikitext-103-raw-v1
+    "train-00000-of-00002": "74da360f23826045b3e6ac6375411fdb15f003030aa74f2596ed08b857cb9212",
+    "train-00001-of-00002": "ba090ac30dbf5461e8dcbdd1a1b8e6f3cf9c2c756d64f0c1220450acd514f720",
+    "validation-00000-of-00001": "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c",
+}
+
+
+class BpeTokenizer:
+    """Byte-level BPE, by the library `tokenizers`: any text can be encoded, and decodes to itself."""
+
+    def __init__(self, library_tokenizer: Any) -> None:
+        self._bpe = library_tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._bpe.get_vocab_size())
+
+    def encode(self, text: str) -> Array:
+        return self.encode_pieces([text])
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Array:
+        """The tokens of all pieces in one array, encoded on all cores."""
+        tokens, rest = [np.empty(0, np.uint16)], iter(pieces)
+        while group := list(islice(rest, 64)):  # a few at a time, as the library's records of them are bulky
+            tokens += [np.array(piece.ids, np.uint16) for piece in self._bpe.encode_batch(group)]
+        return np.concatenate(tokens)
+
+    def decode(self, ids: ArrayLike) -> str:
+        return str(self._bpe.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+
+    def save(self, directory: Path) -> None:
+        temporary = directory / f".tokenizer.json.{os.getpid()}.tmp"
+        temporary.write_text(self._bpe.to_str(), encoding="utf-8")
+        temporary.replace(directory / "tokenizer.json")
+
+
+def train_bpe(text: bytes, vocab_size: int) -> BpeTokenizer:
+    """Learn a BPE of exactly `vocab_size` from UTF-8 text. Raises ValueError when the text has too few pairs for it."""
+    library = extra("tokenizers", f"--vocab-size {vocab_size}")
+    byte_level = library.pre_tokenizers.ByteLevel
+    bpe = library.Tokenizer(library.models.BPE())
+    bpe.pre_tokenizer = byte_level(add_prefix_space=False)
+    bpe.decoder = library.decoders.ByteLevel()
+    options = {"vocab_size": vocab_size, "initial_alphabet": byte_level.alphabet(), "show_progress": False}
+    bpe.train_from_iterator(_pieces(text), library.trainers.BpeTrainer(**options))
+    if (found := bpe.get_vocab_size()) != vocab_size:
+        raise ValueError(
+            f"--vocab-size {vocab_size}: the text has only {found} tokens; ask for that, or give more text"
+        )
+    return BpeTokenizer(bpe)
+
+
+def load_bpe(path: Path) -> BpeTokenizer:
+    """The tokenizer in a file that `BpeTokenizer.save` wrote. Raises ValueError when there is none in it."""
+    library = extra("tokenizers", str(path))
+    try:
+        return BpeTokenizer(library.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare Exception for a file it cannot read
+        raise ValueError(f"{path}: not a tokenizer ({error}); restore it from the run that made it") from error
+
+
+def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array, BpeTokenizer]:
+    """Both splits tokenized, mapped from the cache; put there first if need be."""
+    cache = Path(os.environ.get("MICROUMUP_CACHE") or "~/.cache/microumup").expanduser()
+    digest = hashlib.sha256(train)
+    digest.update(b"\0" + valid)
+    folder = cache / f"bpe-{vocab_size}-{digest.hexdigest()[:16]}"
+    if not folder.exists():
+        tokenizer = train_bpe(train, vocab_size)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(dir=cache)
+        except OSError as error:
+            raise ValueError(
+                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror}); set it to another"
+            ) from error
+        with temporary:
+            made = Path(temporary.name) / "bpe"
+            made.mkdir()
+            tokenizer.save(made)
+            np.save(made / "train.npy", tokenizer.encode_pieces(_pieces(train)))
+            np.save(made / "valid.npy", tokenizer.encode_pieces(_pieces(valid)))
+            if not folder.exists():  # another process may have been faster; what it made is the same
+                made.replace(folder)
+    splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
+    return splits[0], splits[1], load_bpe(folder / "tokenizer.json")
+
+
+_WORD_BEGIN = re.compile(rb"[ \n](?=[!-~])")
+
+
+def _pieces(text: bytes, size: int = 1 << 16) -> Iterator[str]:
+    """`text` in pieces of about `size` bytes, as the whole at once would take the BPE much memory.
+
+    Each begins with a space or newline before a visible ASCII character. There the BPE ends a token anyway, without
+    looking further, so the pieces have the tokens of the whole.
+    """
+    start = 0
+    while start < len(text):
+        found = _WORD_BEGIN.search(text, start + size)
+        end = found.start() if found else len(text)
+        yield text[start:end].decode()
+        start = end
+
+
+def read_wikitext(split_name: str) -> bytes:
+    """The text of a split, `train` or `validation`. Raises ValueError when it cannot be had, or is damaged."""
+    option = "--corpus wikitext-103"
+    hub, parquet = extra("huggingface_hub", option), extra("pyarrow.parquet", option)
+    lines: list[bytes] = []
+    for name, sha256 in WIKITEXT_SHA256.items():
+        if not name.startswith(split_name):
+            continue
+        where = {"repo_id": "Salesforce/wikitext", "repo_type": "dataset", "revision": WIKITEXT_REVISION}
+        try:
+            path = Path(hub.hf_hub_download(filename=f"wikitext-103-raw-v1/{name}.parquet", **where))
+        except Exception as error:  # its types, and those of the HTTP client beneath, differ between versions
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(
+                f"{option}: cannot download {name} ({problem}); check the network, or use --corpus sotu or --text FILE"
+            ) from error
+        with path.open("rb") as file:
+            verify(option, path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+        for rows in parquet.ParquetFile(path).iter_batches(columns=["text"]):
+            lines += rows.column(0).cast("binary").to_pylist()  # each ends in its own newline
+    return b"".join(lines)
+
+
+def verify(option: str, path: Path, found: str, expected: str) -> None:
+    """Raise ValueError where the checksum of a file, sha256, is not the expected one."""
+    if found != expected:
+        raise ValueError(
+            f"{option}: {path} is damaged (sha256 {found}, expected {expected}); delete it and get it anew"
+        )
+
+
+def extra(module: str, option: str) -> Any:
+    """Import a module of the extra `data`. Raises ValueError, naming the option that needs it, where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{option}: needs {module.partition('.')[0]}; pip install 'microumup[data]'") from error
