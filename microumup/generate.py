@@ -9,7 +9,7 @@ import numpy as np
 from microumup import checkpoint, cli
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
 from microumup.data import Tokenizer, load_tokenizer
-from microumup.model import Cache, ModelConfig, forward, too_small, weights
+from microumup.model import Cache, ModelConfig, check_least, forward, weights
 
 
 def generate(
@@ -76,9 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object: prompt, text, tokens, seed")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        for name, least in (("tokens", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
-            if not getattr(args, name) >= least:
-                raise ValueError(too_small(name, getattr(args, name), least))
+        check_least(args, tokens=1, temperature=0, top_k=0, seed=0)
         config, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
         prompt = tokenizer.encode(args.prompt)
         tokens = generate(

@@ -73,9 +73,9 @@ class ModelConfig:
             raise ValueError(f"--scheme: {self.scheme!r} is unknown; choose from {', '.join(SCHEMES)}")
         smallest = {"vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4}
         for f in fields(ModelConfig):
-            value, least = getattr(self, f.name), smallest.get(f.name, 1)
-            if f.type is int and value < least:
-                raise ValueError(too_small(f.name, value, least))
+            value = getattr(self, f.name)
+            if f.type is int:
+                check_least(self, **{f.name: smallest.get(f.name, 1)})
             if f.type is float and not (isfinite(value) and (value > 0 or (f.name == "norm_eps" and value == 0))):
                 raise ValueError(f"{option_name(f.name)}: {value} is not a positive finite number")
         if self.head_dim % 2:
@@ -116,9 +116,12 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def too_small(field: str, value: float, least: float) -> str:
-    """The message for an option below its least value."""
-    return f"{option_name(field)}: {value} is too small; the least is {least}"
+def check_least(options: object, **least: float) -> None:
+    """Raise ValueError, naming the option, when an attribute of `options` is below its least value, or is NaN."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if not value >= bound:
+            raise ValueError(f"{option_name(name)}: {value} is too small; the least is {bound}")
 
 
 @lru_cache(maxsize=64)

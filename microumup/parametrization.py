@@ -91,6 +91,17 @@ def one(shape: Shape) -> float:
     return 1.0
 
 
+MUP_HYPERPARAMETERS = (
+    "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax", "base_width", "base_layers",
+)  # fmt: skip
+UMUP_HYPERPARAMETERS = (
+    "alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", "alpha_attn_softmax", "alpha_loss_softmax",
+    "embedding_lr_rule",
+)  # fmt: skip
+DEPTH_MUP = Residual(
+    multipliers=lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L, C=lambda s: sqrt(s.base_depth / s.depth)
+)
+
 SCHEMES: dict[str, Scheme] = {
     "sp": Scheme(
         input=Cell(init_std=one, A=one, C=one),
@@ -108,16 +119,11 @@ SCHEMES: dict[str, Scheme] = {
             init_std=lambda s: s.sigma_init * s.base_fan_in**-0.5, A=lambda s: s.base_fan_in / s.fan_in, C=one
         ),
         hidden=Cell(init_std=lambda s: s.sigma_init * s.fan_in**-0.5, A=one, C=lambda s: s.base_fan_in / s.fan_in),
-        residual=Residual(
-            multipliers=lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L,
-            C=lambda s: sqrt(s.base_depth / s.depth),
-        ),
+        residual=DEPTH_MUP,
         score_scale=lambda K: 1 / K,
         ops=Plain,
         typical_lr=2**-7.5,
-        hyperparameters=(
-            "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax", "base_width", "base_layers",
-        ),
+        hyperparameters=MUP_HYPERPARAMETERS,
     ),
     "mup-table2": Scheme(
         input=Cell(init_std=one, A=lambda s: s.sigma_init * s.alpha_emb, C=lambda s: 1 / s.sigma_init),
@@ -131,16 +137,11 @@ SCHEMES: dict[str, Scheme] = {
             A=lambda s: s.sigma_init * s.fan_in**-0.5,
             C=lambda s: s.base_fan_in * s.fan_in**-0.5 / s.sigma_init,
         ),
-        residual=Residual(
-            multipliers=lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L,
-            C=lambda s: sqrt(s.base_depth / s.depth),
-        ),
+        residual=DEPTH_MUP,
         score_scale=lambda K: 1 / K,
         ops=Plain,
         typical_lr=2**-7.5,
-        hyperparameters=(
-            "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax", "base_width", "base_layers",
-        ),
+        hyperparameters=MUP_HYPERPARAMETERS,
     ),
     "mup-table3": Scheme(
         input=Cell(init_std=one, A=lambda s: s.alpha_emb, C=one),
@@ -166,10 +167,7 @@ SCHEMES: dict[str, Scheme] = {
         score_scale=lambda K: 1 / K,
         ops=UnitScaled,
         typical_lr=1.5,
-        hyperparameters=(
-            "alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", "alpha_attn_softmax", "alpha_loss_softmax",
-            "embedding_lr_rule",
-        ),
+        hyperparameters=UMUP_HYPERPARAMETERS,
     ),
     "umup-iclr": Scheme(
         input=Cell(init_std=one, A=one, C=lambda s: s.fan_out**-0.5),
@@ -182,10 +180,7 @@ SCHEMES: dict[str, Scheme] = {
         score_scale=lambda K: 1 / K,
         ops=UnitScaled,
         typical_lr=1.5,
-        hyperparameters=(
-            "alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", "alpha_attn_softmax", "alpha_loss_softmax",
-            "embedding_lr_rule",
-        ),
+        hyperparameters=UMUP_HYPERPARAMETERS,
     ),
 }  # fmt: skip
 

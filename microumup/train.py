@@ -25,7 +25,16 @@ from microumup.data import BYTES, Corpus, batch, load_corpus, windows
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LinearFormats, parse_recipe
 from microumup.generate import generate
-from microumup.model import ModelConfig, gradient_constants, init_params, loss, option, option_name, too_small, weights
+from microumup.model import (
+    ModelConfig,
+    check_least,
+    gradient_constants,
+    init_params,
+    loss,
+    option,
+    option_name,
+    weights,
+)
 from microumup.optim import DECAYS, SGD, AdamW, schedule
 from microumup.parametrization import SCHEMES
 from microumup.ranges import log_scales
@@ -64,9 +73,7 @@ class TrainConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("batch_size", 1), ("steps", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(too_small(name, getattr(self, name), least))
+        check_least(self, batch_size=1, steps=1, seed=0)
         for name in ("warmup", "weight_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{option_name(name)}: {getattr(self, name)} is no share; use 0 to 1")
@@ -279,9 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
         options = cli.given(args, TrainConfig)
-        for name, least in (("save_every", 1), ("log_scales", 0)):
-            if getattr(args, name) < least:
-                raise ValueError(too_small(name, getattr(args, name), least))
+        check_least(args, save_every=1, log_scales=0)
         if args.resume and (options or args.out):
             extra = ", ".join(map(option_name, (*options, *(["out"] if args.out else []))))
             raise ValueError(f"--resume: takes its options from the run; leave out {extra}")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from microumup import cli
 from microumup.data import ByteTokenizer, Corpus
 from microumup.fp8 import E4M3, E5M2, Format, quantize
-from microumup.model import too_small
+from microumup.model import check_least
 from microumup.train import TrainConfig, Trainer
 
 
@@ -81,8 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="end with a line of JSON, a list of all comparisons")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        if args.rounds < 1:
-            raise ValueError(too_small("rounds", args.rounds, 1))
+        check_least(args, rounds=1)
     jobs: list[Callable[[], Comparison]] = [
         lambda: bench_quantize(E4M3, ml_dtypes.float8_e4m3fn, args.rounds),
         lambda: bench_quantize(E5M2, ml_dtypes.float8_e5m2, args.rounds),

@@ -36,7 +36,16 @@ import numpy as np
 from microumup.backend import Array
 from microumup.cli import Parser, bad_input, say, whole
 from microumup.engine import Tensor, backpropagate
-from microumup.model import ModelConfig, branches, gradient_constants, init_params, loss, option_name, weights
+from microumup.model import (
+    ModelConfig,
+    branches,
+    check_least,
+    gradient_constants,
+    init_params,
+    loss,
+    option_name,
+    weights,
+)
 from microumup.optim import AdamW, Arrays, Factors
 from microumup.parametrization import SCHEMES
 
@@ -257,9 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="print no table")
     args = parser.parse_args(argv)
     with bad_input(parser):
-        for name, least in (("steps", 2), ("seed", 0)):
-            if getattr(args, name) < least:
-                raise ValueError(f"--{name}: {getattr(args, name)} is too small; the least is {least}")
+        check_least(args, steps=2, seed=0)
         pairs = [configs(link, {name: getattr(args, name) for name in SIZES}) for link in CHAIN]
     found = []
     for link, pair in zip(CHAIN, pairs, strict=True):

@@ -36,17 +36,13 @@ leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, isfinite, nan, sqrt
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from microumup import cli
 from microumup.backend import Array
@@ -54,7 +50,8 @@ from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
 from microumup.lab.scales import Op, named_ops
-from microumup.model import ModelConfig, init_params, loss, too_small, weights
+from microumup.lab.workers import run_all
+from microumup.model import ModelConfig, check_least, init_params, loss, weights
 from microumup.optim import AdamW
 from microumup.parametrization import SCHEMES
 from microumup.ranges import rms_of
@@ -142,7 +139,7 @@ def coordcheck(
         return Job(model, seed, steps, batch_size, eta)
 
     jobs = [job(seed, size) for size in reversed(sizes) for seed in seeds]  # those that take longest first
-    runs = dict(zip(jobs, _run_all(jobs, workers, progress), strict=True))
+    runs = dict(zip(jobs, run_all(run, jobs, workers, progress=progress, unit="run"), strict=True))
     rows = []
     for step in range(steps + 1):
         for measure, tensor in runs[jobs[0]][step]:
@@ -219,16 +216,6 @@ def effects(ops: list[Op], w_start: dict[str, Array]) -> dict[str, list[Array]]:
 def _sizes(measure: str, arrays: dict[str, list[Array]]) -> Sizes:
     """RMS over all layers, whose arrays have one shape."""
     return {(measure, name): sqrt(sum(rms_of(a) ** 2 for a in of) / len(of)) for name, of in arrays.items()}
-
-
-def _run_all(jobs: Sequence[Job], workers: int, progress: bool) -> list[list[Sizes]]:
-    with ExitStack() as stack:
-        results: Iterable[list[Sizes]] = map(run, jobs)
-        if workers:
-            pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
-            results = stack.enter_context(pool).map(run, jobs)
-        bar = tqdm(results, total=len(jobs), unit="run", leave=False, disable=None if progress else True)
-        return list(stack.enter_context(bar))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -382,17 +369,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         pic.check_path(args.plot)
-        for name, least in (("steps", 1), ("seeds", 1), ("seed", 0), ("batch_size", 1), ("workers", 0)):
-            if getattr(args, name) < least:
-                raise ValueError(too_small(name, getattr(args, name), least))
+        check_least(args, steps=1, seeds=1, seed=0, batch_size=1, workers=0)
         for name in ("widths", "layers") if args.depths else ("width",):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name}: leave it out; the check is over --{'depths' if args.depths else 'widths'}")
         options = {name: value for name, value in cli.given(args, ModelConfig).items() if value is not None}
         if not args.depths:  # any width that fits the head dim, until each of --widths takes its place
             options["width"] = max(4, 4 * options.get("head_dim", ModelConfig.head_dim))
-        if args.workers:  # one BLAS thread for each process to come, or they are in each other's way
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
         report = coordcheck(
             ModelConfig(**options), widths=args.widths or WIDTHS, depths=args.depths or (), heads=args.heads,
             seeds=range(args.seed, args.seed + args.seeds), steps=args.steps, batch_size=args.batch_size, lr=args.lr,

@@ -7,18 +7,16 @@ differ is in the last column: at initialization µP's gradients dy are so small 
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from microumup import cli
 from microumup.data import load_corpus
-from microumup.model import too_small
+from microumup.lab.workers import run_all
+from microumup.model import check_least
 from microumup.ranges import linear_ranges
-from microumup.train import Diverged, TrainConfig, Trainer, train
+from microumup.train import Diverged, TrainConfig, train
 
 RECIPE: dict[str, Any] = {
     "width": 64,
@@ -46,8 +44,9 @@ class Run(NamedTuple):
     flushed: float
 
 
-def run(scheme: str, fp8: str, seed: int) -> Run:
-    """Train `scheme` by RECIPE, in float32 (`none`) or with the casts of `fp8`."""
+def run(job: tuple[str, str, int]) -> Run:
+    """Train a scheme by RECIPE, in float32 (`none`) or with the casts of `fp8`, from a seed."""
+    scheme, fp8, seed = job
     config = TrainConfig(**RECIPE, **SCHEMES[scheme], fp8=fp8, seed=seed)
     corpus = load_corpus(config.corpus, seq_len=config.seq_len)
     flushed: list[float] = []
@@ -56,9 +55,8 @@ def run(scheme: str, fp8: str, seed: int) -> Run:
         dy = {name: r for name, r in linear_ranges(loss).items() if name.endswith(".dy")}
         flushed.append(sum(r.underflow * r.size for r in dy.values()) / sum(r.size for r in dy.values()))
 
-    Trainer(config, corpus).update(0, watch=watch)
     try:
-        loss = train(config, corpus)[1]["loss_final"]
+        loss = train(config, corpus, watch=watch, watch_every=config.steps)[1]["loss_final"]
     except Diverged:
         loss = None
     return Run(scheme, fp8, seed, loss, flushed[0])
@@ -81,17 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, gaps, flushed, runs")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        for name in ("seeds", "workers"):
-            if getattr(args, name) < 1:
-                raise ValueError(too_small(name, getattr(args, name), 1))
+        check_least(args, seeds=1, workers=1)
     jobs = [(scheme, fp8, seed) for scheme in SCHEMES for seed in range(args.seeds) for fp8 in ("none", "fp8")]
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        bar = tqdm(total=len(jobs), disable=True if args.quiet else None, unit="run")
-        futures = [pool.submit(run, *job) for job in jobs]
-        for future in futures:
-            future.add_done_callback(lambda _: bar.update())
-        runs = [future.result() for future in futures]
-        bar.close()
+    runs = run_all(run, jobs, args.workers, progress=not args.quiet, unit="run")
     found = {scheme: gaps(runs, scheme) for scheme in SCHEMES}
     # of the float32 runs: in FP8 the gradients behind a flushed one are zeros before any cast, and would not count
     flushed = {scheme: float(np.mean([r.flushed for r in runs if r[:2] == (scheme, "none")])) for scheme in SCHEMES}

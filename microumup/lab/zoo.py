@@ -15,16 +15,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from math import inf, isfinite, log, nan
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from microumup import cli
 from microumup.data import Corpus, load_corpus
@@ -33,7 +29,8 @@ from microumup.lab.coordcheck import Row, coordcheck
 from microumup.lab.expected import expected_rms
 from microumup.lab.mistakes import ZOO, Mistake, planted
 from microumup.lab.scales import fresh_loss, measured_rms
-from microumup.model import ModelConfig, too_small
+from microumup.lab.workers import run_all
+from microumup.model import ModelConfig, check_least
 from microumup.train import Diverged, TrainConfig, train
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,13 +148,7 @@ def examine(names: Iterable[str], checks: Iterable[str], *, workers: int = 0, pr
     jobs: list[Job] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
     if "transfer" in checks:
         jobs += [(name, "transfer", width) for width in reversed(WIDTHS) for name in dict.fromkeys(("nothing", *names))]
-    with ExitStack() as stack:
-        results: Iterable[Any] = map(look, jobs)
-        if workers:
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-            results = stack.enter_context(pool).map(look, jobs)
-        bar = tqdm(results, total=len(jobs), unit="look", leave=False, disable=None if progress else True)
-        found = dict(zip(jobs, stack.enter_context(bar), strict=True))
+    found = dict(zip(jobs, run_all(look, jobs, workers, progress=progress, unit="look"), strict=True))
 
     def finding(name: str, check: str) -> str:
         if check in CHECKS:
@@ -224,8 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         for kind, given, known in (("--checks", checks, ALL_CHECKS), ("NAME", args.names, ZOO)):
             if wrong := [name for name in given if name not in known]:
                 raise ValueError(f"{kind}: {wrong[0]!r} is unknown; choose from {', '.join(known)}")
-        if args.workers < 0:
-            raise ValueError(too_small("workers", args.workers, 0))
+        check_least(args, workers=0)
     say = cli.say(args.quiet)
     if args.list:
         say("\n".join(f"{name:20}{mistake.what}" for name, mistake in ZOO.items()))

@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from microumup.lab import fp8_gap
+from microumup.lab import fp8_gap, workers
 from microumup.lab.fp8_gap import Run, gaps, main
 
 
 def planted(losses: dict[tuple[str, str], float | None]) -> Any:
     """`run`, but with these losses, the same for every seed."""
-    return lambda scheme, fp8, seed: Run(scheme, fp8, seed, losses[scheme, fp8], 0.5 if fp8 == "fp8" else 0.25)
+    return lambda job: Run(*job, losses[job[:2]], 0.5 if job[1] == "fp8" else 0.25)
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fp8_gap, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
 
 
 GOOD = {("umup", "none"): 1.5, ("umup", "fp8"): 1.53, ("mup", "none"): 1.5, ("mup", "fp8"): 2.5}
@@ -55,7 +55,7 @@ def test_gaps_go_seed_by_seed() -> None:
 
 def test_a_run_trains_and_counts_the_flushed_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fp8_gap.RECIPE, "steps", 2)
-    u, m = fp8_gap.run("umup", "fp8", 0), fp8_gap.run("mup", "none", 0)
+    u, m = fp8_gap.run(("umup", "fp8", 0)), fp8_gap.run(("mup", "none", 0))
     assert u.loss is not None
     assert u.flushed <= 0.03
     assert m.flushed >= 0.99
