@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 
 # Before numpy is imported, as microumup/__init__.py does it for a command: two BLAS threads on a busy machine wait for
 # each other most of the time.
@@ -8,6 +9,26 @@ import numpy as np
 import pytest
 
 from microumup.data import ByteTokenizer, Corpus
+
+Refused = Callable[[Callable[[list[str]], int], list[str]], str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """`refused(main, argv)`: the one line that a command says why with, after it ended with 2 and printed nothing."""
+
+    def refused(main: Callable[[list[str]], int], argv: list[str]) -> str:
+        capsys.readouterr()  # what went before is of no interest
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("microumup ")
+        assert error.count("\n") == 1
+        return error
+
+    return refused
 
 
 @pytest.fixture(scope="session")

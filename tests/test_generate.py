@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Refused
 
 from microumup.data import Corpus
 from microumup.generate import generate, load_run, main
@@ -95,19 +96,9 @@ def test_the_command_prints_json(run_dir: Path, capsys: pytest.CaptureFixture[st
         (["--device", "tpu"], "--device: 'tpu'"),
     ],
 )
-def test_bad_options_end_in_one_line(
-    run_dir: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(run_dir), *options])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+def test_bad_options_end_in_one_line(run_dir: Path, options: list[str], message: str, refused: Refused) -> None:
+    assert message in refused(main, [str(run_dir), *options])
 
 
-def test_a_directory_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(tmp_path)])
-    assert end.value.code == 2
-    assert f"{tmp_path}/checkpoint.safetensors: there is no checkpoint here" in capsys.readouterr().err
+def test_a_directory_without_a_run_is_named(tmp_path: Path, refused: Refused) -> None:
+    assert f"{tmp_path}/checkpoint.safetensors: there is no checkpoint here" in refused(main, [str(tmp_path)])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Refused
 
 from microumup import train as train_module
 from microumup.data import Corpus
@@ -174,33 +175,25 @@ def test_a_run_directory_of_its_own_each_time(tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as end:
-        main(argv)
-    assert end.value.code == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    return output.err
-
-
 @pytest.mark.usefixtures("shipped")
-def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten(tmp_path: Path, refused: Refused) -> None:
     run = tmp_path / "run"
     assert main([*OPTIONS, "--quiet", "--out", str(run)]) == 0
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert f"--out: {run} exists" in refused([*OPTIONS, "--out", str(run)], capsys)
-    assert "is finished" in refused(["--resume", str(run)], capsys)
+    assert f"--out: {run} exists" in refused(main, [*OPTIONS, "--out", str(run)])
+    assert "is finished" in refused(main, ["--resume", str(run)])
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 @pytest.mark.usefixtures("shipped")
-def test_resume_takes_its_options_from_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_takes_its_options_from_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
     run = tmp_path / "run"
     assert main([*OPTIONS, "--quiet", "--json", "--out", str(run)]) == 0
     result = json.loads(capsys.readouterr().out)
     (run / "result.json").unlink()  # as if it had been cut off just before the end
-    assert "leave out --lr" in refused(["--resume", str(run), "--lr", "1"], capsys)
+    assert "leave out --lr" in refused(main, ["--resume", str(run), "--lr", "1"])
     assert main(["--resume", str(run), "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss_final"] == result["loss_final"]
 
@@ -235,10 +228,10 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_end_in_one_line_and_leave_nothing(
-    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in refused(argv, capsys)
+    assert message in refused(main, argv)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Refused
 
 from microumup.lab.curve import conditional_entropies, labels, main, smoothed
 
@@ -66,19 +67,13 @@ def test_the_shipped_corpus_has_its_entropies_beside(run_dir: Path, capsys: pyte
         (lambda run: (run / "metrics.jsonl").write_text("{"), "damaged"),
     ],
 )
-def test_what_is_no_run_is_named(run_dir: Path, damage, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_is_named(run_dir: Path, damage, message: str, refused: Refused) -> None:
     damage(run_dir)
-    with pytest.raises(SystemExit) as end:
-        main([str(run_dir)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
+    error = refused(main, [str(run_dir)])
     assert str(run_dir) in error
     assert message in error
-    assert error.count("\n") == 1
 
 
-def test_a_picture_of_no_known_kind_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(run_dir), "--plot", "loss.txt"])
-    assert end.value.code == 2
-    assert "--plot: loss.txt does not end with .png, .svg or .pdf" in capsys.readouterr().err
+def test_a_picture_of_no_known_kind_is_refused(run_dir: Path, refused: Refused) -> None:
+    error = refused(main, [str(run_dir), "--plot", "loss.txt"])
+    assert "--plot: loss.txt does not end with .png, .svg or .pdf" in error

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from conftest import Refused
 
 from microumup.lab import fp8_gap, workers
 from microumup.lab.fp8_gap import Run, gaps, main
@@ -62,8 +63,5 @@ def test_a_run_trains_and_counts_the_flushed_gradients(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("options", [["--seeds", "0"], ["--workers", "0"]])
-def test_bad_options_end_in_one_line(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(options)
-    assert end.value.code == 2
-    assert f"{options[0]}: 0 is too small" in capsys.readouterr().err
+def test_bad_options_end_in_one_line(options: list[str], refused: Refused) -> None:
+    assert f"{options[0]}: 0 is too small" in refused(main, options)

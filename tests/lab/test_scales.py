@@ -313,13 +313,8 @@ def test_the_command_looks_at_the_checkpoint_of_a_run_without_a_log(run_dir, cor
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
-def test_bad_input_is_named_in_one_line(run_dir, capsys, options, message):
-    with pytest.raises(SystemExit) as end:
-        main([str(run_dir) if option == "RUN_DIR" else option for option in options])
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert message in err
-    assert (out, err.count("\n")) == ("", 1)
+def test_bad_input_is_named_in_one_line(run_dir, refused, options, message):
+    assert message in refused(main, [str(run_dir) if option == "RUN_DIR" else option for option in options])
 
 
 def test_a_run_with_a_config_that_is_none(run_dir, capsys):
