@@ -15,21 +15,11 @@ from zlib import crc32
 
 import numpy as np
 
+from microumup import ops
 from microumup.backend import Array, xp_of
 from microumup.engine import Tensor
-from microumup.fp8 import LinearFormats, parse_recipe
-from microumup.ops import (
-    ResidualScale,
-    attention,
-    cross_entropy,
-    embedding,
-    gated_silu,
-    linear,
-    residual_add,
-    residual_split,
-    rms_norm,
-    rope,
-)  # fmt: skip
+from microumup.fp8 import parse_recipe
+from microumup.ops import ResidualScale
 from microumup.parametrization import SCHEMES, Scheme, Shape, Weight, weight, without_embedding_lr_rule
 
 Params = dict[str, Tensor] | dict[str, Array]  # arrays for a forward pass that keeps no tape
@@ -183,54 +173,81 @@ class Cache:
         return self.layers[layer]
 
 
+def linear_settings(config: ModelConfig, batch_tokens: int) -> dict[str, dict[str, Any]]:
+    """What every linear is called with, by weight: its factors, and the formats it casts to."""
+    factors, recipe = config.rules.ops, parse_recipe(config.fp8)
+    return {
+        name: {"scale": factors.linear(w.A, w.A_backward, batch_tokens), "fp8": recipe[name.rpartition(".")[2]]}
+        for name, w in weights(config).items()
+        if name != "embedding"
+    }
+
+
+def trunk(
+    params: Params, tokens: Array, config: ModelConfig, cache: Cache | None = None, *, batch_tokens: int = 0,
+    ops: Any = ops,
+) -> Tensor:  # fmt: skip
+    """The readout's input (B, T, D) at each of the tokens (B, T).
+
+    `ops` is the module whose ops to use: `microumup.ops` to read, `microumup.fused` for speed. `batch_tokens` is b of
+    Table 4, if the tokens are but a part of a batch.
+    """
+    if tokens.ndim != 2:
+        raise ValueError(f"forward: tokens have shape {tokens.shape}; need (B, T)")
+    c, factors, p = config, config.rules.ops, params
+    batch_tokens = batch_tokens or tokens.size
+    linears = linear_settings(c, batch_tokens)
+    start = cache.length if cache else 0
+
+    def project(x: Tensor, name: str) -> Tensor:
+        return ops.linear(x, p[name], **linears[name])
+
+    attention_scale = factors.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len)
+    score_scale = c.alpha_attn_softmax * c.rules.score_scale(c.head_dim)
+    embedding_scale = factors.embedding(weights(c)["embedding"].A, c.vocab_size, batch_tokens)
+    scales = branches(c)
+
+    x = ops.embedding(tokens, p["embedding"], scale=embedding_scale)
+    for layer in range(c.layers):
+        name, attn, ffn = f"layer{layer}", scales[2 * layer], scales[2 * layer + 1]
+
+        h = ops.rms_norm(ops.residual_split(x, scale=attn), eps=c.norm_eps)  # (B, T, D)
+        q = ops.rope(project(h, f"{name}.q"), head_dim=c.head_dim, base=c.rope_base, start=start)
+        k = ops.rope(project(h, f"{name}.k"), head_dim=c.head_dim, base=c.rope_base, start=start)
+        v = project(h, f"{name}.v")
+        keys, values = cache.extend(layer, k, v) if cache else (k, v)
+        h = ops.attention(q, keys, values, head_dim=c.head_dim, score_scale=score_scale, scale=attention_scale)
+        x = ops.residual_add(project(h, f"{name}.o"), x, scale=attn)
+
+        h = ops.rms_norm(ops.residual_split(x, scale=ffn), eps=c.norm_eps)
+        up, gate = project(h, f"{name}.up"), project(h, f"{name}.gate")  # (B, T, F)
+        h = ops.gated_silu(up, gate, alpha=c.alpha_ffn_act, scale=factors.gated_silu(c.alpha_ffn_act))
+        x = ops.residual_add(project(h, f"{name}.down"), x, scale=ffn)
+
+    return ops.rms_norm(x, eps=c.norm_eps)
+
+
 def forward(params: Params, tokens: Array, config: ModelConfig, cache: Cache | None = None) -> Tensor:
     """The logits (B, T, V) after each of the tokens (B, T); α_loss-softmax is not in them, it belongs to the loss.
 
     With Tensors as params the result has a tape for `backpropagate`; with arrays it is a constant. With a `cache` the
     tokens continue those it holds.
     """
-    if tokens.ndim != 2:
-        raise ValueError(f"forward: tokens have shape {tokens.shape}; need (B, T)")
-    c, ops, p = config, config.rules.ops, params
-    table, recipe = weights(c), parse_recipe(c.fp8)
-    batch_tokens = tokens.size  # b of Table 4
-    start = cache.length if cache else 0
-
-    def project(x: Tensor, name: str) -> Tensor:
-        w = table[name]
-        formats: LinearFormats = recipe[name.rpartition(".")[2]]
-        return linear(x, p[name], scale=ops.linear(w.A, w.A_backward, batch_tokens), fp8=formats)
-
-    attention_scale = ops.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len)
-    score_scale = c.alpha_attn_softmax * c.rules.score_scale(c.head_dim)
-    scales = branches(c)
-
-    x = embedding(tokens, p["embedding"], scale=ops.embedding(table["embedding"].A, c.vocab_size, batch_tokens))
-    for layer in range(c.layers):
-        name, attn, ffn = f"layer{layer}", scales[2 * layer], scales[2 * layer + 1]
-
-        h = rms_norm(residual_split(x, scale=attn), eps=c.norm_eps)  # (B, T, D)
-        q = rope(project(h, f"{name}.q"), head_dim=c.head_dim, base=c.rope_base, start=start)
-        k = rope(project(h, f"{name}.k"), head_dim=c.head_dim, base=c.rope_base, start=start)
-        v = project(h, f"{name}.v")
-        keys, values = cache.extend(layer, k, v) if cache else (k, v)
-        h = attention(q, keys, values, head_dim=c.head_dim, score_scale=score_scale, scale=attention_scale)
-        x = residual_add(project(h, f"{name}.o"), x, scale=attn)
-
-        h = rms_norm(residual_split(x, scale=ffn), eps=c.norm_eps)
-        up, gate = project(h, f"{name}.up"), project(h, f"{name}.gate")  # (B, T, F)
-        h = gated_silu(up, gate, alpha=c.alpha_ffn_act, scale=ops.gated_silu(c.alpha_ffn_act))
-        x = residual_add(project(h, f"{name}.down"), x, scale=ffn)
-
-    return project(rms_norm(x, eps=c.norm_eps), "head")  # (B, T, V)
+    x = trunk(params, tokens, config, cache)
+    return ops.linear(x, params["head"], **linear_settings(config, tokens.size)["head"])
 
 
-def loss(params: Params, tokens: Array, targets: Array, config: ModelConfig) -> Tensor:
-    """Mean cross-entropy of the targets (B, T), in nats per token: a scalar."""
-    c, ops = config, config.rules.ops
-    logits = forward(params, tokens, c)
-    scale = ops.cross_entropy(c.alpha_loss_softmax, c.vocab_size, tokens.size)
-    return cross_entropy(logits, targets, alpha=c.alpha_loss_softmax, scale=scale)
+def loss(
+    params: Params, tokens: Array, targets: Array, config: ModelConfig, *, batch_tokens: int = 0, ops: Any = ops
+) -> Tensor:
+    """Mean cross-entropy of the targets (B, T), in nats per token: a scalar. `batch_tokens`, `ops` as in `trunk`."""
+    batch_tokens = batch_tokens or tokens.size
+    x = trunk(params, tokens, config, batch_tokens=batch_tokens, ops=ops)
+    return ops.linear_cross_entropy(
+        x, params["head"], targets, alpha=config.alpha_loss_softmax,
+        loss_scale=config.rules.ops.cross_entropy(config.alpha_loss_softmax, config.vocab_size, batch_tokens),
+        **linear_settings(config, batch_tokens)["head"],
+    )  # fmt: skip
 
 
 def gradient_constants(config: ModelConfig, batch_tokens: int) -> dict[str, float]:
@@ -240,14 +257,14 @@ def gradient_constants(config: ModelConfig, batch_tokens: int) -> dict[str, floa
     met a (the delay of App. B), which divides by it; behind the branch it has. Adam does not see these constants but
     through its ε; SGD divides by them.
     """
-    c, ops, table = config, config.rules.ops, weights(config)
-    loss_scale = ops.cross_entropy(c.alpha_loss_softmax, c.vocab_size, batch_tokens)
+    c, factors, table = config, config.rules.ops, weights(config)
+    loss_scale = factors.cross_entropy(c.alpha_loss_softmax, c.vocab_size, batch_tokens)
 
     def of_weight(name: str) -> float:
-        scale = ops.linear(table[name].A, table[name].A_backward, batch_tokens)
+        scale = factors.linear(table[name].A, table[name].A_backward, batch_tokens)
         return scale.dw / scale.y
 
-    head = ops.linear(table["head"].A, table["head"].A_backward, batch_tokens)
+    head = factors.linear(table["head"].A, table["head"].A_backward, batch_tokens)
     at_logits = loss_scale.dx / loss_scale.y
     in_trunk = at_logits * head.dx / head.y
     constants = {"head": at_logits * of_weight("head")}
@@ -256,6 +273,6 @@ def gradient_constants(config: ModelConfig, batch_tokens: int) -> dict[str, floa
             layer, _, kind = name.removeprefix("layer").partition(".")
             branch = branches(c)[2 * int(layer) + (kind in ("gate", "up", "down"))]
             constants[name] = in_trunk * branch.dbranch / branch.a * of_weight(name)
-    embed = ops.embedding(table["embedding"].A, c.vocab_size, batch_tokens)
+    embed = factors.embedding(table["embedding"].A, c.vocab_size, batch_tokens)
     constants["embedding"] = in_trunk * embed.dw / embed.y
     return {name: constants[name] for name in table}

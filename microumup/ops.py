@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array, scatter_add, xp_of
-from microumup.engine import primitive
+from microumup.engine import Tensor, primitive
 from microumup.fp8 import Format, LinearFormats, quantize
 
 
@@ -51,12 +51,9 @@ def linear_forward(
     With `fp8` formats x, w and dy are cast before each of the three matmuls (App. E.2); products stay in float32.
     The factors come after the matmuls, so that what is cast is the unit-scale x, w and dy (App. A.4).
     """
-    _check_floats("linear", x=x, w=w)
-    if w.ndim != 2 or x.shape[-1] != w.shape[1]:
-        hint = ", did you pass w.T?" if w.ndim == 2 and x.shape[-1] == w.shape[0] else ""
-        raise ValueError(f"linear: x has D_in={x.shape[-1]} but w is {w.shape}; w is (fan_out, fan_in){hint}")
-    rows = _cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
-    w = _cast(w, fp8.w)
+    check_linear(x, w)
+    rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
+    w = cast(w, fp8.w)
     y = rows @ w.T  # (N, D_out)
     y *= scale.y
     return y.reshape(*x.shape[:-1], -1), (rows, w, scale, fp8.dy)
@@ -64,7 +61,7 @@ def linear_forward(
 
 def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     rows, w, scale, dy_format = saved
-    dy_rows = _cast(dy.reshape(-1, dy.shape[-1]), dy_format)  # (N, D_out)
+    dy_rows = cast(dy.reshape(-1, dy.shape[-1]), dy_format)  # (N, D_out)
     # y = scale.y · (x wᵀ); the cast passes its gradient on unchanged, also where it saturated
     dx = dy_rows @ w  # (N, D_in)
     dx *= scale.dx
@@ -76,7 +73,8 @@ def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
 linear = primitive(linear_forward, linear_backward)
 
 
-def _cast(x: Array, fmt: Format | None) -> Array:
+def cast(x: Array, fmt: Format | None) -> Array:
+    """x rounded to fmt, or x itself if that is None."""
     return x if fmt is None else quantize(x, fmt)
 
 
@@ -182,18 +180,12 @@ def attention_forward(
     The T queries are the last T of the S positions; a query sees the keys up to its own position. In u-µP
     score_scale is α_attn-softmax / K (eq. 25), in the standard parametrization 1/√K.
     """
-    _check_floats("attention", q=q, k=k, v=v)
-    _check_heads("attention", "q", q, head_dim)
-    B, T, D = q.shape
-    if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
-        raise ValueError(
-            f"attention: q is {q.shape}, k {k.shape}, v {v.shape}; need (B, T, D) and (B, S, D) with S >= T"
-        )
+    check_attention(q, k, v, head_dim)
     xp = xp_of(q)
-    qh, kh, vh = (_split_heads(x, head_dim) for x in (q, k, v))  # (B, H, T, K), (B, H, S, K) twice
+    qh, kh, vh = (split_heads(x, head_dim) for x in (q, k, v))  # (B, H, T, K), (B, H, S, K) twice
     scores = qh @ kh.swapaxes(-1, -2)  # (B, H, T, S)
     scores *= score_scale
-    scores += _causal_mask(xp, scores.shape[-2], scores.shape[-1], scores.dtype)
+    scores += causal_mask(xp, scores.shape[-2], scores.shape[-1], scores.dtype)
     scores -= scores.max(axis=-1, keepdims=True)  # softmax does not change, and exp cannot overflow
     p = xp.exp(scores, out=scores)
     p /= p.sum(axis=-1, keepdims=True)
@@ -204,7 +196,7 @@ def attention_forward(
 
 def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
     qh, kh, vh, p, score_scale, scale = saved
-    dyh = _split_heads(dy, qh.shape[-1])  # (B, H, T, K)
+    dyh = split_heads(dy, qh.shape[-1])  # (B, H, T, K)
     # y = p v
     dvh = p.swapaxes(-1, -2) @ dyh  # (B, H, S, K)
     dp = dyh @ vh.swapaxes(-1, -2)  # (B, H, T, S)
@@ -224,15 +216,16 @@ def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
 attention = primitive(attention_forward, attention_backward)
 
 
-def _split_heads(x: Array, head_dim: int) -> Array:
-    return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)  # (B, T, D) -> (B, H, T, K), a view
+def split_heads(x: Array, head_dim: int) -> Array:
+    """(B, T, D) -> (B, H, T, K), a view."""
+    return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)
 
 
 def _merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)  # (B, H, T, K) -> (B, T, D), a copy
 
 
-def _causal_mask(xp: Any, queries: int, keys: int, dtype: Any) -> Array:
+def causal_mask(xp: Any, queries: int, keys: int, dtype: Any) -> Array:
     """0 where query t may see key s, -inf where s lies in its future."""
     return xp.triu(xp.full((queries, keys), -xp.inf, dtype=dtype), k=1 + keys - queries)  # (T, S)
 
@@ -243,9 +236,7 @@ def _causal_mask(xp: Any, queries: int, keys: int, dtype: Any) -> Array:
 
 def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> tuple[Array, Any]:
     """y = scale.y · x_in · x_gate · sigmoid(alpha · x_gate) (eq. 26). All (..., F). alpha is α_ffn-act."""
-    _check_floats("gated_silu", x_in=x_in, x_gate=x_gate)
-    if x_in.shape != x_gate.shape:
-        raise ValueError(f"gated_silu: x_in is {x_in.shape} but x_gate is {x_gate.shape}; they go element by element")
+    check_same("gated_silu", x_in=x_in, x_gate=x_gate)
     sigmoid = 0.5 * xp_of(x_gate).tanh((0.5 * alpha) * x_gate) + 0.5  # as a tanh it cannot overflow
     y = x_in * x_gate
     y *= sigmoid
@@ -289,9 +280,7 @@ residual_split = primitive(residual_split_forward, residual_split_backward)
 
 def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
     """y = a · branch + b · skip (eq. 17). All (B, T, D)."""
-    _check_floats("residual_add", branch=branch, skip=skip)
-    if branch.shape != skip.shape:
-        raise ValueError(f"residual_add: branch is {branch.shape} but skip is {skip.shape}; they are added up")
+    check_same("residual_add", branch=branch, skip=skip)
     y = scale.a * branch
     y += scale.b * skip
     return y, scale
@@ -317,9 +306,7 @@ def cross_entropy_forward(
     logits (..., V); targets (...), integers in [0, V). scale.dx multiplies dlogits = alpha/N · (p - onehot).
     """
     _check_floats("cross_entropy", logits=logits)
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: logits are {logits.shape} but targets {targets.shape}; one target per token")
-    _check_ids("cross_entropy", "targets", targets, logits.shape[-1])
+    check_targets(targets, logits.shape[:-1], logits.shape[-1])
     xp = xp_of(logits)
     z = alpha * logits.reshape(-1, logits.shape[-1])  # (N, V)
     z -= z.max(axis=-1, keepdims=True)
@@ -343,8 +330,53 @@ def cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, None]:
 cross_entropy = primitive(cross_entropy_forward, cross_entropy_backward)
 
 
+def linear_cross_entropy(
+    x: Tensor, w: Tensor, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale(),
+    loss_scale: Scale = Scale(), fp8: LinearFormats = LinearFormats(),
+) -> Tensor:  # fmt: skip
+    """The readout and its loss: the one place where `fused.py` makes one op of two.
+
+    x (..., D), w (V, D), targets (...) -> a scalar. `scale` and `fp8` are linear's, the others the loss's.
+    """
+    return cross_entropy(linear(x, w, scale=scale, fp8=fp8), targets, alpha=alpha, scale=loss_scale)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What every forward asks of its arguments
+
+
+def check_linear(x: Array, w: Array) -> None:
+    """Raise ValueError unless x (..., D_in) and w (D_out, D_in) go together."""
+    _check_floats("linear", x=x, w=w)
+    if w.ndim != 2 or x.shape[-1] != w.shape[1]:
+        hint = ", did you pass w.T?" if w.ndim == 2 and x.shape[-1] == w.shape[0] else ""
+        raise ValueError(f"linear: x has D_in={x.shape[-1]} but w is {w.shape}; w is (fan_out, fan_in){hint}")
+
+
+def check_attention(q: Array, k: Array, v: Array, head_dim: int) -> None:
+    """Raise ValueError unless q (B, T, D), k and v (B, S, D) go together."""
+    _check_floats("attention", q=q, k=k, v=v)
+    _check_heads("attention", "q", q, head_dim)
+    B, T, D = q.shape
+    if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
+        shapes = f"q is {q.shape}, k {k.shape}, v {v.shape}"
+        raise ValueError(f"attention: {shapes}; need (B, T, D) and (B, S, D) with S >= T")
+
+
+def check_same(op: str, **arrays: Array) -> None:
+    """Raise ValueError unless all have one shape and one dtype."""
+    _check_floats(op, **arrays)
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = " but ".join(f"{name} is {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"{op}: {shapes}; they go element by element, so their shapes have to be equal")
+
+
+def check_targets(targets: Array, shape: tuple[int, ...], vocab_size: int) -> None:
+    """Raise ValueError unless there is a target in [0, V) for each of the tokens, whose array has that shape."""
+    if targets.shape != shape:
+        logits = (*shape, vocab_size)
+        raise ValueError(f"cross_entropy: logits are {logits} but targets {targets.shape}; one target per token")
+    _check_ids("cross_entropy", "targets", targets, vocab_size)
 
 
 def _check_floats(op: str, **arrays: Array) -> None:

@@ -8,10 +8,15 @@ Neither η nor C multiplies λ: that is what makes the decay independent, and ke
 between multiplier, init and learning rate (abc-symmetry). DECAYS has two other readings of weight decay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import cos, pi
 
+import numpy as np
+
 from microumup.backend import Array, xp_of
+from microumup.threads import Threads
+
+BLOCK = 1 << 15  # elements updated at a time, so that they, their gradient, m and v stay in the processor's cache
 
 Arrays = dict[str, Array]
 Factors = dict[str, float]
@@ -34,7 +39,7 @@ DECAYS: dict[str, Callable[[float, float, float, float], float]] = {
 
 
 class AdamW:
-    """Adam with decoupled weight decay. Writes to `params` in place.
+    """Adam with decoupled weight decay. Writes to `params`, C-contiguous arrays, in place.
 
     `lr_factors` are the C of the table (`Weight.C`), `lr` is η, `weight_decay` is λ and `decay` one of DECAYS.
     """
@@ -49,24 +54,29 @@ class AdamW:
         self.m = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
         self.v = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
 
-    def step(self, grads: Arrays, s: float) -> None:
+    def step(self, grads: Arrays, s: float, threads: Threads = Threads()) -> None:
         """One update. grads has the shapes of params; s is the schedule's value."""
         self.updates += 1
+        threads.run(lambda i: self._update(grads, s, threads, i))
+
+    def _update(self, grads: Arrays, s: float, threads: Threads, i: int) -> None:
         beta1, beta2 = self.betas
         m_bias, v_bias = 1 - beta1**self.updates, 1 - beta2**self.updates
-        for name, w in self.params.items():
-            g, m, v, xp = grads[name], self.m[name], self.v[name], xp_of(w)
-            m += (1 - beta1) * (g - m)
-            v += (1 - beta2) * (g * g - v)
-            # m̂/(√v̂ + ε), the bias of v taken out after the root
-            update = xp.sqrt(v)
-            update *= v_bias**-0.5
-            update += self.eps
-            xp.divide(m, update, out=update)
-            update *= s * self.lr * self.lr_factors[name] / m_bias
-            if self.weight_decay:
-                w *= 1 - self.decay(self.weight_decay, s, self.lr, self.lr_factors[name])
-            w -= update
+        for name, C in self.lr_factors.items():
+            arrays = self.params[name], grads[name], self.m[name], self.v[name]
+            kept = 1 - self.decay(self.weight_decay, s, self.lr, C)
+            for w, g, m, v in _blocks(arrays, threads, i):
+                m += (1 - beta1) * (g - m)
+                v += (1 - beta2) * (g * g - v)
+                # m̂/(√v̂ + ε), the bias of v taken out after the root
+                update = xp_of(v).sqrt(v)
+                update *= v_bias**-0.5
+                update += self.eps
+                xp_of(v).divide(m, update, out=update)
+                update *= s * self.lr * C / m_bias
+                if kept != 1:
+                    w *= kept
+                w -= update
 
     def state(self) -> Arrays:
         """What a checkpoint keeps, beside the params and the number of updates."""
@@ -93,13 +103,18 @@ class SGD:
         self.lr, self.weight_decay, self.decay = lr, weight_decay, DECAYS[decay]
         self.updates = 0
 
-    def step(self, grads: Arrays, s: float) -> None:
+    def step(self, grads: Arrays, s: float, threads: Threads = Threads()) -> None:
         """One update. grads has the shapes of params; s is the schedule's value."""
         self.updates += 1
-        for name, w in self.params.items():
-            if self.weight_decay:
-                w *= 1 - self.decay(self.weight_decay, s, self.lr, 1.0)
-            w -= (s * self.lr / self.gradient_constants[name]) * grads[name]
+        threads.run(lambda i: self._update(grads, s, threads, i))
+
+    def _update(self, grads: Arrays, s: float, threads: Threads, i: int) -> None:
+        kept = 1 - self.decay(self.weight_decay, s, self.lr, 1.0)
+        for name, c_w in self.gradient_constants.items():
+            for w, g in _blocks((self.params[name], grads[name]), threads, i):
+                if kept != 1:
+                    w *= kept
+                w -= (s * self.lr / c_w) * g
 
     def state(self) -> Arrays:
         """SGD remembers nothing but the number of updates."""
@@ -107,3 +122,11 @@ class SGD:
 
     def load_state(self, state: Arrays, updates: int) -> None:
         self.updates = updates
+
+
+def _blocks(arrays: tuple[Array, ...], threads: Threads, i: int) -> Iterator[tuple[Array, ...]]:
+    """The i-th thread's share of arrays of one size, flat views of BLOCK elements at a time; on a GPU all at once."""
+    share = threads.share(arrays[0].size, i)
+    flat = [a.reshape(-1)[share] for a in arrays]
+    block = BLOCK if xp_of(arrays[0]) is np else max(1, flat[0].size)
+    return (tuple(a[j : j + block] for a in flat) for j in range(0, flat[0].size, block))

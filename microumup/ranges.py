@@ -13,6 +13,7 @@ import numpy as np
 from microumup.backend import Array, xp_of
 from microumup.engine import Tensor, tape
 from microumup.fp8 import TENSORS, Format, LinearFormats, parse_recipe, quantize
+from microumup.fused import dlogits
 
 
 class Range(NamedTuple):
@@ -29,23 +30,31 @@ class Range(NamedTuple):
 Ranges = dict[str, Range]  # by tensor: layer0.q.x, layer0.q.w, layer0.q.dy, …
 
 
-def linear_ranges(loss: Tensor, recipe: dict[str, LinearFormats] | None = None) -> Ranges:
+def linear_ranges(losses: Tensor | list[Tensor], recipe: dict[str, LinearFormats] | None = None) -> Ranges:
     """The Range of x, w and dy of every linear, as they are before any cast. All float32.
 
-    `recipe` has the formats to hold them against, by default those of `fp8`, whatever the model itself casts to.
-    Raises ValueError without gradients.
+    `losses` are the loss of a batch, or those of the shares that threads have made of it. `recipe` has the formats to
+    hold them against, by default those of `fp8`, whatever the model itself casts to. Raises ValueError without
+    gradients.
     """
     recipe = recipe or parse_recipe("fp8")
+    tapes = [tape(loss) for loss in (losses if isinstance(losses, list) else [losses])]
     ranges: Ranges = {}
-    for node in tape(loss):
-        if node.op == "linear":
-            x, w = node.inputs
-            assert isinstance(x, Tensor)
-            assert isinstance(w, Tensor)
-            formats = recipe[w.name.rpartition(".")[2]]
-            operands = zip(TENSORS, (x.data, w.data, grad_of(node)), formats, strict=True)
-            ranges |= {f"{w.name}.{tensor}": measure(array, fmt) for tensor, array, fmt in operands}
+    for parts in zip(*tapes, strict=True):
+        if parts[0].op not in ("linear", "linear_cross_entropy"):
+            continue
+        w = parts[0].inputs[1]
+        assert isinstance(w, Tensor)
+        x = _joined([node.inputs[0].data for node in parts])
+        dy = _joined([grad_of(node) if node.op == "linear" else dlogits(node) for node in parts])
+        formats = recipe[w.name.rpartition(".")[2]]
+        for tensor, array, fmt in zip(TENSORS, (x, w.data, dy), formats, strict=True):
+            ranges[f"{w.name}.{tensor}"] = measure(array, fmt)
     return ranges
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else xp_of(parts[0]).concatenate(parts)
 
 
 def measure(x: Array, fmt: Format | None) -> Range:
@@ -71,9 +80,11 @@ def rms_of(x: Array) -> float:
     return float(xp.sqrt(xp.mean(xp.square(x), dtype=np.float64)))
 
 
-def log_scales(run_dir: Path, step: int, loss: Tensor, recipe: dict[str, LinearFormats] | None = None) -> None:
+def log_scales(
+    run_dir: Path, step: int, losses: Tensor | list[Tensor], recipe: dict[str, LinearFormats] | None = None
+) -> None:
     """Append the ranges at `step` to RUN_DIR/scales.jsonl, a line of JSON."""
-    tensors = {name: r._asdict() for name, r in linear_ranges(loss, recipe).items()}
+    tensors = {name: r._asdict() for name, r in linear_ranges(losses, recipe).items()}
     with (run_dir / "scales.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "tensors": tensors}) + "\n")
 

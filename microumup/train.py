@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from microumup import __version__, checkpoint, cli
-from microumup.backend import Array, choose_device, to_device, xp_of
+from microumup import __version__, checkpoint, cli, fused, ops
+from microumup.backend import Array, choose_device, keep_freed_memory, to_device, xp_of
 from microumup.data import BYTES, Corpus, batch, load_corpus, windows
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LinearFormats, parse_recipe
@@ -38,8 +38,11 @@ from microumup.model import (
 from microumup.optim import DECAYS, SGD, AdamW, schedule
 from microumup.parametrization import SCHEMES
 from microumup.ranges import log_scales
+from microumup.threads import Threads, cores
 
 Result = dict[str, Any]
+Arrays = dict[str, Array]
+Watch = Callable[[int, list[Tensor]], None]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults below
@@ -69,11 +72,21 @@ class TrainConfig(ModelConfig):
         "independent", "what λ is multiplied by: independent s(t), fully-independent 1, coupled s(t) η C"
     )
     optimizer: str = option("adamw", "adamw, or sgd (divides each gradient by its known constant; name an --lr)")
+    loss_scale: float = option(
+        1.0, "what is differentiated is this times the mean loss: batch size x seq len sums it, with gradients to match"
+    )
     seed: int = option(0, "of the initial weights and the batches")
+    threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes all cores")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, batch_size=1, steps=1, seed=0)
+        check_least(self, batch_size=1, steps=1, seed=0, threads=1)
+        if self.threads > self.batch_size:
+            raise ValueError(
+                f"--threads: {self.threads} is more than --batch-size {self.batch_size}, nothing left for some"
+            )
+        if not (isfinite(self.loss_scale) and self.loss_scale > 0):
+            raise ValueError(f"--loss-scale: {self.loss_scale} is not a positive finite number")
         for name in ("warmup", "weight_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{option_name(name)}: {getattr(self, name)} is no share; use 0 to 1")
@@ -111,8 +124,12 @@ class Trainer:
         self.config, self.corpus, self.device = config, corpus, device
         self.params = {name: to_device(w, device) for name, w in init_params(config, config.seed).items()}
         constants = gradient_constants(config, config.batch_size * config.seq_len)
+        constants = {name: config.loss_scale * c_w for name, c_w in constants.items()}
         lr_factors = {name: w.C for name, w in weights(config).items()}
         settings: dict[str, Any] = {"lr": config.eta, "weight_decay": config.weight_decay, "decay": config.decay}
+        keep_freed_memory()
+        self.threads = Threads(config.threads)
+        self.ops = fused if device == "cpu" else ops  # a GPU gains nothing from blocks that fit a core's cache
         self.optimizer: AdamW | SGD
         if config.optimizer == "adamw":
             self.optimizer = AdamW(self.params, lr_factors, **settings)
@@ -120,25 +137,46 @@ class Trainer:
             self.optimizer = SGD(self.params, constants, **settings)
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the loss itself is looked at
-    def update(self, step: int, *, watch: Callable[[int, Tensor], None] | None = None) -> tuple[float, float, float]:
+    def update(self, step: int, *, watch: Watch | None = None) -> tuple[float, float, float]:
         """One step: the loss before it, the gradient's norm as the optimizer sees it, and the schedule's value.
 
-        `watch(step, loss)` is called before the weights change, with the whole tape and its gradients kept.
+        `watch(step, losses)` is called before the weights change, with the whole tape and its gradients kept; there is
+        a loss for each thread, the mean over its share of the batch.
         """
         c = self.config
         tokens, targets = batch(self.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=step)
-        params = {name: Tensor(w, name) for name, w in self.params.items()}
-        out = loss(params, to_device(tokens, self.device), to_device(targets, self.device), c)
-        value = float(out.data)
-        if not isfinite(value):
-            raise Diverged(step, value, c)
-        backpropagate(out, keep=watch is not None)
+        parts = self.threads.run(lambda i: self._gradients(i, tokens, targets, step, keep=watch is not None))
         if watch:
-            watch(step, out)
-        grads = {name: t.grad for name, t in params.items() if t.grad is not None}
+            watch(step, [loss for loss, _, _ in parts])
         s = schedule(step, c.steps, round(c.warmup * c.steps))
-        self.optimizer.step(grads, s)
-        return value, _norm(grads), s
+        grads = [grads for _, _, grads in parts]
+        norm = sqrt(sum(self.threads.run(lambda i: self._add_up(i, grads))))
+        self.optimizer.step(grads[0], s, self.threads)
+        return sum(part for _, part, _ in parts), norm, s
+
+    def _gradients(
+        self, i: int, tokens: Array, targets: Array, step: int, *, keep: bool
+    ) -> tuple[Tensor, float, Arrays]:
+        """The i-th thread's share of the batch: its mean loss, and its part in the batch's loss and gradients."""
+        c, share = self.config, self.threads.share(self.config.batch_size, i)
+        params = {name: Tensor(w, name) for name, w in self.params.items()}
+        ids, hits = (to_device(a[share], self.device) for a in (tokens, targets))
+        out = loss(params, ids, hits, c, batch_tokens=tokens.size, ops=self.ops)
+        if not isfinite(value := float(out.data)):
+            raise Diverged(step, value, c)
+        part = len(ids) / c.batch_size
+        backpropagate(out, part * c.loss_scale * xp_of(out.data).ones_like(out.data), keep=keep)
+        return out, part * value, {name: t.grad for name, t in params.items() if t.grad is not None}
+
+    def _add_up(self, i: int, grads: list[Arrays]) -> float:
+        """Add all threads' gradients to the first's, and their squares up, over the i-th share of every weight."""
+        squares = []
+        for name, w in self.params.items():
+            first, *others = (g[name].reshape(-1)[self.threads.share(w.size, i)] for g in grads)
+            for other in others:
+                first += other
+            squares.append(xp_of(first).vdot(first, first))
+        return float(sum(squares))  # float once: on a GPU each one waits
 
     def validate(self, batches: int = 32) -> float:
         """Mean loss over `batches` batches spread evenly over the validation text."""
@@ -164,13 +202,9 @@ class Trainer:
         return info["step"], info["seconds"]
 
 
-def _norm(grads: dict[str, Array]) -> float:
-    return sqrt(float(sum(xp_of(g).vdot(g, g) for g in grads.values())))  # float once: on a GPU each one waits
-
-
 def train(
     config: TrainConfig, corpus: Corpus, run_dir: Path | None = None, *, device: str = "cpu", quiet: bool = True,
-    save_every: int = 250, watch: Callable[[int, Tensor], None] | None = None, watch_every: int = 0,
+    save_every: int = 250, watch: Watch | None = None, watch_every: int = 0,
 ) -> tuple[Trainer, Result]:  # fmt: skip
     """Train to the end, and say how it went. With a `run_dir` that holds a checkpoint, continue from there.
 
@@ -294,7 +328,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
         if args.resume and (args.resume / "result.json").exists():
             raise ValueError(f"--resume: the run in {args.resume} is finished; see its result.json")
-        config = load_config(args.resume) if args.resume else TrainConfig(**PRESETS[args.preset] | options)
+        options = PRESETS[args.preset] | options
+        options.setdefault("threads", min(cores(), options.get("batch_size", TrainConfig.batch_size)))
+        config = load_config(args.resume) if args.resume else TrainConfig(**options)
         device = choose_device(args.device)
         text = [Path(path) for path in config.text]
         if config.vocab_size > BYTES:
@@ -312,8 +348,8 @@ def main(argv: list[str] | None = None) -> int:
     say(f"{corpus.name}, {len(corpus.train):,} training tokens; {c.steps} steps of {c.batch_size} x {c.seq_len} tokens")
     say(f"writing to {run_dir}")
 
-    def watch(step: int, out: Tensor) -> None:
-        log_scales(run_dir, step, out, casts_or_fp8(config))
+    def watch(step: int, losses: list[Tensor]) -> None:
+        log_scales(run_dir, step, losses, casts_or_fp8(config))
 
     try:
         trainer, result = train(

@@ -89,7 +89,9 @@ def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(corpus: Corpus,
 def test_watching_a_step_does_not_change_it(corpus: Corpus) -> None:
     plain, watched, seen = Trainer(SMALL, corpus), Trainer(SMALL, corpus), []
     for step in range(3):
-        assert plain.update(step) == watched.update(step, watch=lambda step, loss: seen.append((step, loss.grad)))
+        assert plain.update(step) == watched.update(
+            step, watch=lambda step, losses: seen.append((step, losses[0].grad))
+        )
     assert [step for step, grad in seen if grad is not None] == [0, 1, 2]
     assert all(np.array_equal(plain.params[name], w) for name, w in watched.params.items())
 

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from math import sqrt
 from typing import Any, NamedTuple
 
-from microumup import model, ops
+from microumup import fused, model, ops, train
 from microumup.backend import Array
 from microumup.engine import Backward, Tensor, primitive
+from microumup.lab import coordcheck, gradcheck, scales
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import DECAYS
@@ -64,7 +65,8 @@ def factors(op: str, rule: Callable[..., Scale | ResidualScale]) -> list[Swap]:
 def pair(op: str, backward: Backward) -> list[Swap]:
     """Another backward for an op."""
     forward = getattr(ops, f"{op}_forward")
-    return [(vars(ops), f"{op}_backward", backward), (vars(model), op, primitive(forward, backward))]
+    wrong = primitive(forward, backward)
+    return [(vars(ops), f"{op}_backward", backward), (vars(ops), op, wrong), (vars(fused), op, wrong)]
 
 
 def fans_swapped(*rules: str) -> list[Swap]:
@@ -106,20 +108,25 @@ class Tied(Tensor):
         self.head.accumulate(0 * grad)  # it is no weight of the model any more
 
 
-def forward_tied(params: Any, *args: Any) -> Tensor:
-    """`forward` with the embedding in place of the head."""
-    embedding, head = params["embedding"], params["head"]
-    return forward({**params, "head": Tied(embedding, head) if isinstance(head, Tensor) else embedding}, *args)
+def tied(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` or `loss` with the embedding in place of the head."""
+
+    def planted(params: Any, *args: Any, **options: Any) -> Tensor:
+        embedding, head = params["embedding"], params["head"]
+        head = Tied(embedding, head) if isinstance(head, Tensor) else embedding
+        return function({**params, "head": head}, *args, **options)
+
+    return planted
 
 
 def attention_of_its_length(q: Any, k: Any, v: Any, *, head_dim: int, score_scale: float, scale: Scale) -> Tensor:
     """`attention` with the factor of as many keys as there are."""
     length = (k.data if isinstance(k, Tensor) else k).shape[1]
     scale = UnitScaled.attention(score_scale * head_dim, head_dim, length)
-    return ops.attention(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+    return attention(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
 
 
-forward, rope_backward = model.forward, ops.rope_backward  # before anything is planted
+attention, rope_backward = ops.attention, ops.rope_backward  # before anything is planted
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,7 +157,8 @@ ZOO = {
         "readout multiplier fan_in^-1/2", "1/fan_in: Table 1", row(output=readout._replace(A=hidden.A)),
         "scale coord"),
     "tied-embeddings": Mistake(
-        "embedding as the head, with its LR", "two types: Table 1", [(vars(model), "forward", forward_tied)],
+        "embedding as the head, with its LR", "two types: Table 1",
+        [(vars(module), "loss", tied(model.loss)) for module in (coordcheck, gradcheck, model, scales, train)],
         "gradcheck coord transfer"),
     "coupled-decay": Mistake(
         "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "",
@@ -183,7 +191,7 @@ ZOO = {
         "gradcheck transfer"),
     "input-length": Mistake(
         "attention's σ of the input's length", "the training length: App. B",
-        [(vars(model), "attention", attention_of_its_length)], "",
+        [(vars(module), "attention", attention_of_its_length) for module in (ops, fused)], "",
         "the logits of a text, which are others in a longer one"),
     "mean-loss": Mistake(
         "1/b in the loss's gradient", "none: Table 4",

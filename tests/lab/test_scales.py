@@ -298,7 +298,10 @@ def test_the_command_looks_at_the_checkpoint_of_a_run_without_a_log(run_dir, cor
     trainer, seen = Trainer(TrainConfig(**json.loads((run_dir / "config.json").read_text()) | {"text": ()}), corpus), {}
     trainer.load(run_dir / "checkpoint.safetensors")
     trainer.update(1, watch=lambda _, out: seen.update(linear_ranges(out)))
-    assert found == {"1": {name: r._asdict() for name, r in seen.items()}}
+    assert found["1"].keys() == seen.keys()
+    for name, r in seen.items():  # the command runs the readable ops, training the fast ones
+        assert found["1"][name]["format"] == r.format
+        assert list(found["1"][name].values())[1:] == pytest.approx(r[1:], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,333 @@
+"""The ops of `ops.py` once more, for speed on a CPU: what training runs by default.
+
+Each pair here has the signature of its readable one and the same values up to rounding, which the tests hold to 1e-6.
+Four things make the difference:
+
+    cache     elementwise work goes block by block, so that all its passes find their numbers in the cache
+    factors   a factor goes into the smallest of two operands and their product, not into the product always
+    softmax   exp is taken without a maximum where a bound on the scores shows that it cannot overflow, and what
+              would divide by its sum divides something smaller
+    the head  takes its loss and its gradients a few hundred tokens at a time: no (N, V) array of logits ever exists
+
+`rope`, `embedding` and all the small checks are those of `ops.py`.
+
+Legend: as in `ops.py`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from microumup.backend import Array
+from microumup.engine import Tensor, primitive
+from microumup.fp8 import LinearFormats
+from microumup.ops import (
+    ResidualScale,
+    Scale,
+    cast,
+    causal_mask,
+    check_attention,
+    check_linear,
+    check_same,
+    check_targets,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embedding,
+    residual_split,
+    rope,
+    split_heads,
+)  # fmt: skip
+
+__all__ = [
+    "attention", "embedding", "gated_silu", "linear", "linear_cross_entropy", "residual_add", "residual_split",
+    "rms_norm", "rope",
+]  # fmt: skip
+
+BLOCK = 1 << 15  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
+QUERIES = 64  # of attention at a time: of a block's keys, only those up to its end are looked at
+LOGITS = 1 << 24  # elements of logits at a time, 64 MiB
+SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
+
+
+def pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Views (n, last axis) of all arrays, which are cut alike, into pieces of about BLOCK elements of the first."""
+    views = [x.reshape(-1, x.shape[-1]) for x in arrays]
+    rows = max(1, BLOCK // arrays[0].shape[-1])
+    return (tuple(x[i : i + rows] for x in views) for i in range(0, len(views[0]), rows))
+
+
+def scaled_matmul(a: Array, b: Array, factor: float) -> Array:
+    """factor · (a b), by one pass over the smallest of a, b and their product."""
+    if factor == 1:
+        return a @ b
+    if a.size <= b.size and a.size < a.shape[0] * b.shape[1]:
+        return (a * factor) @ b
+    if b.size < a.shape[0] * b.shape[1]:
+        return a @ (b * factor)
+    y = a @ b
+    y *= factor
+    return y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# linear: y = x wᵀ
+
+
+def linear_forward(
+    x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFormats = LinearFormats()
+) -> tuple[Array, Any]:
+    """ops.linear, with each factor where it costs least."""
+    check_linear(x, w)
+    rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
+    w = cast(w, fp8.w)
+    y = scaled_matmul(rows, w.T, scale.y)  # (N, D_out)
+    return y.reshape(*x.shape[:-1], -1), (rows, w, scale, fp8.dy)
+
+
+def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+    rows, w, scale, dy_format = saved
+    dy_rows = cast(dy.reshape(-1, dy.shape[-1]), dy_format)  # (N, D_out)
+    # y = scale.y · (x wᵀ)
+    dx = scaled_matmul(dy_rows, w, scale.dx)  # (N, D_in)
+    dw = scaled_matmul(dy_rows.T, rows, scale.dw)  # (D_out, D_in)
+    return dx.reshape(*dy.shape[:-1], -1), dw
+
+
+linear = primitive(linear_forward, linear_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rms_norm: x over its root mean square
+
+
+def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
+    """ops.rms_norm, the squares summed without being stored."""
+    check_same("rms_norm", x=x)
+    inverse_rms = 1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps)[..., None]  # (..., 1)
+    y = x * inverse_rms
+    return y, (y, inverse_rms)
+
+
+def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
+    y, inverse_rms = saved
+    # y = x · r, r = (mean(x²) + eps)^-1/2; dr/dx = -r² y / D
+    along_y = np.vecdot(dy, y)[..., None] * (inverse_rms / y.shape[-1])  # (..., 1)
+    dx = np.empty_like(y)
+    for dx_i, dy_i, y_i, r, along in pieces(dx, dy, y, inverse_rms, along_y):
+        np.multiply(dy_i, r, out=dx_i)
+        dx_i -= y_i * along
+    return (dx,)
+
+
+rms_norm = primitive(rms_norm_forward, rms_norm_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attention: softmax(score_scale · q kᵀ + causal mask) v, for every head
+
+
+def attention_forward(
+    q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float = 1.0, scale: Scale = Scale()
+) -> tuple[Array, Any]:
+    """ops.attention for QUERIES queries at a time, each block with those keys alone that its last query sees.
+
+    p stays e^score; what each row lacks is divided out of its output, K elements instead of S.
+    """
+    check_attention(q, k, v, head_dim)
+    T, S = q.shape[1], k.shape[1]
+    q = q * score_scale
+    y = np.empty_like(q)
+    qh, vh, yh = (split_heads(x, head_dim) for x in (q, v, y))  # (B, H, T, K), vh (B, H, S, K)
+    kt = np.ascontiguousarray(split_heads(k, head_dim).swapaxes(-1, -2))  # (B, H, K, S): a matmul reads it faster so
+    shift = _longest(q, head_dim) * _longest(k, head_dim) > SAFE_EXPONENT  # |score| ≤ |q| |k|
+    blocks = []
+    for start in range(0, T, QUERIES):
+        rows = slice(start, min(start + QUERIES, T))
+        seen = S - T + rows.stop
+        p = qh[:, :, rows] @ kt[..., :seen]  # (B, H, n, seen)
+        p[..., S - T + start :] += causal_mask(np, rows.stop - start, rows.stop - start, p.dtype)
+        if shift:
+            p -= p.max(axis=-1, keepdims=True)
+        np.exp(p, out=p)
+        inverse_sum = 1 / np.vecdot(p, np.ones(seen, p.dtype))[..., None]  # (B, H, n, 1)
+        np.matmul(p, vh[:, :, :seen], out=yh[:, :, rows])
+        yh[:, :, rows] *= inverse_sum * scale.y
+        blocks.append((rows, seen, p, inverse_sum))
+    return y, (q, k, v, y, blocks, head_dim, score_scale, scale)
+
+
+def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
+    q, k, v, y, blocks, head_dim, score_scale, scale = saved
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    qh, kh, yh, dqh, dkh, dvh, dyh = (split_heads(x, head_dim) for x in (q, k, y, dq, dk, dv, dy))
+    vt = np.ascontiguousarray(split_heads(v, head_dim).swapaxes(-1, -2))  # (B, H, K, S)
+    for last, (rows, seen, p, inverse_sum) in enumerate(reversed(blocks)):
+        g = dyh[:, :, rows] * (inverse_sum * scale.dx)  # (B, H, n, K): dy by what p lacks
+        # y = p v / sum
+        _first_or_more(dvh[:, :, :seen], p.swapaxes(-1, -2), g, first=last == 0)
+        dp = g @ vt[..., :seen]  # (B, H, n, seen)
+        # p = softmax(scores): dscores = p · (dp - Σ_s p dp), and that sum is dy · y
+        dp -= np.vecdot(g, yh[:, :, rows])[..., None] / scale.y
+        dp *= p
+        if seen == rows.stop - rows.start:
+            dp[:, :, 0] = 0  # the first query sees but one key: no score changes that, and rounding shall not say so
+        # scores = score_scale · q kᵀ + mask; q holds score_scale already
+        np.matmul(dp, kh[:, :, :seen], out=dqh[:, :, rows])
+        _first_or_more(dkh[:, :, :seen], dp.swapaxes(-1, -2), qh[:, :, rows], first=last == 0)
+    dq *= score_scale
+    return dq, dk, dv
+
+
+attention = primitive(attention_forward, attention_backward)
+
+
+def _longest(x: Array, head_dim: int) -> float:
+    """The largest norm of any head's vector."""
+    heads = x.reshape(-1, head_dim)
+    return float(np.sqrt(np.vecdot(heads, heads).max()))
+
+
+def _first_or_more(out: Array, a: Array, b: Array, *, first: bool) -> None:
+    """out = a b, or out += a b."""
+    if first:
+        np.matmul(a, b, out=out)
+    else:
+        out += a @ b
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# gated_silu: x_in · SiLU(x_gate)
+
+
+def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> tuple[Array, Any]:
+    """ops.gated_silu, block by block; the sigmoid that is kept holds scale.y."""
+    check_same("gated_silu", x_in=x_in, x_gate=x_gate)
+    y, sigmoid = np.empty_like(x_in), np.empty_like(x_in)
+    for y_i, s, u, g in pieces(y, sigmoid, x_in, x_gate):
+        np.multiply(g, 0.5 * alpha, out=s)
+        np.tanh(s, out=s)
+        s *= 0.5 * scale.y
+        s += 0.5 * scale.y
+        np.multiply(g, s, out=y_i)
+        y_i *= u
+    return y, (x_in, x_gate, sigmoid, alpha, scale)
+
+
+def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+    x_in, x_gate, sigmoid, alpha, scale = saved
+    dx_in, dx_gate = np.empty_like(x_in), np.empty_like(x_in)
+    for silu, slope, d, s, u, g in pieces(dx_in, dx_gate, dy, sigmoid, x_in, x_gate):
+        # silu = x_gate · s, s = scale.y · sigmoid(alpha · x_gate): its slope is s + alpha · silu · (1 - s / scale.y)
+        np.multiply(g, s, out=silu)
+        np.multiply(s, -alpha / scale.y, out=slope)
+        slope += alpha
+        slope *= silu
+        slope += s
+        # y = x_in · silu
+        if scale.dx != scale.y:
+            d = d * (scale.dx / scale.y)
+        slope *= u
+        slope *= d
+        silu *= d
+    return dx_in, dx_gate
+
+
+gated_silu = primitive(gated_silu_forward, gated_silu_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# residual: R' = a f(R) + b R
+
+
+def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
+    """ops.residual_add, block by block."""
+    check_same("residual_add", branch=branch, skip=skip)
+    y = np.empty_like(branch)
+    for y_i, f, x in pieces(y, branch, skip):
+        np.multiply(f, scale.a, out=y_i)
+        y_i += scale.b * x
+    return y, scale
+
+
+def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+    # y = a · branch + b · skip; times 1 is dy itself
+    return tuple(dy if factor == 1 else dy * factor for factor in (saved.dbranch, saved.b))  # type: ignore[return-value]
+
+
+residual_add = primitive(residual_add_forward, residual_add_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# linear_cross_entropy: the readout and its loss
+
+
+def linear_cross_entropy_forward(
+    x: Array, w: Array, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale(), loss_scale: Scale = Scale(),
+    fp8: LinearFormats = LinearFormats(),
+) -> tuple[Array, Any]:  # fmt: skip
+    """ops.linear_cross_entropy, some LOGITS at a time, each of which becomes its gradient in place and is used up.
+
+    The gradients are ready when the loss is: backward only multiplies them by dy.
+    """
+    check_linear(x, w)
+    check_targets(targets, x.shape[:-1], len(w))
+    rows, w_cast = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w)
+    N, V = len(rows), len(w)
+    dx, dw = np.empty_like(rows), np.zeros_like(w)
+    losses = np.empty(N)
+    step = max(1, LOGITS // V)
+    for start in range(0, N, step):
+        chunk = slice(start, start + step)
+        z = scaled_matmul(rows[chunk], w_cast.T, scale.y * alpha)  # (n, V)
+        losses[chunk] = _softmax_gradient(z, targets.ravel()[chunk], loss_scale.dx * alpha / N)
+        z = cast(z, fp8.dy)
+        # logits = scale.y · (x wᵀ)
+        np.matmul(z, w_cast, out=dx[chunk])
+        if step >= N:
+            np.matmul(z.T, rows, out=dw)
+        else:
+            for dw_i, z_i in pieces(dw, z.T):
+                dw_i += z_i @ rows[chunk]
+    dx *= scale.dx
+    dw *= scale.dw
+    loss = np.asarray(losses.mean() * loss_scale.y, dtype=x.dtype)[()]
+    return loss, (dx.reshape(x.shape), dw, (x, w, targets, alpha, scale, loss_scale, fp8))
+
+
+def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
+    # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
+    dx, dw = saved[:2]
+    if dy != 1:
+        dx *= dy  # nobody else has these two
+        dw *= dy
+    return dx, dw, None
+
+
+linear_cross_entropy = primitive(linear_cross_entropy_forward, linear_cross_entropy_backward)
+
+
+def dlogits(node: Tensor) -> Array:
+    """The gradient (N, V) of the logits inside a linear_cross_entropy, after `backpropagate` with `keep`."""
+    assert node.grad is not None
+    x, w, targets, alpha, scale, loss_scale, fp8 = node.saved[2]
+    logits, _ = linear_forward(x, w, scale=scale, fp8=fp8)
+    _, saved = cross_entropy_forward(logits, targets, alpha=alpha, scale=loss_scale)
+    dy = cross_entropy_backward(node.grad, saved)[0]
+    return dy.reshape(-1, len(w))
+
+
+def _softmax_gradient(z: Array, targets: Array, factor: float) -> Array:
+    """z (n, V) becomes factor · (softmax(z) - onehot), in place; returns the losses -log softmax(z)[target] (n,)."""
+    losses = np.empty(len(z))
+    ones = np.ones(z.shape[1], z.dtype)
+    for y, target, loss in pieces(z, targets[:, None], losses[:, None]):
+        hit = np.arange(len(y)), target[:, 0]
+        y -= y.max(axis=-1, keepdims=True)
+        loss[:, 0] = -y[hit]
+        np.exp(y, out=y)
+        total = np.vecdot(y, ones)
+        loss[:, 0] += np.log(total)
+        y *= (factor / total)[:, None]
+        y[hit] -= factor
+    return losses
