@@ -15,6 +15,7 @@ COMMANDS = {
     "chain": ("microumup.lab.chain", "from sp to u-µP, row by row: what each step keeps of a half-trained network"),
     "zoo": ("microumup.lab.zoo", "planted mistakes, and which check catches which"),
     "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
+    "sweep": ("microumup.lab.sweep", "many trainings: a grid, random points or an independent search; resumable"),
     "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
     "bench": ("microumup.lab.bench", "what FP8 costs in time"),
 }

@@ -16,7 +16,7 @@ import numpy as np
 from microumup.backend import Array, xp_of
 from microumup.threads import Threads
 
-BLOCK = 1 << 15  # elements updated at a time, so that they, their gradient, m and v stay in the processor's cache
+BLOCK = 1 << 16  # elements updated at a time, so that they, their gradient, m and v stay in the processor's cache
 
 Arrays = dict[str, Array]
 Factors = dict[str, float]
@@ -68,12 +68,11 @@ class AdamW:
             for w, g, m, v in _blocks(arrays, threads, i):
                 m += (1 - beta1) * (g - m)
                 v += (1 - beta2) * (g * g - v)
-                # m̂/(√v̂ + ε), the bias of v taken out after the root
+                # m̂/(√v̂ + ε), with m̂ = m/m_bias and v̂ = v/v_bias
                 update = xp_of(v).sqrt(v)
-                update *= v_bias**-0.5
-                update += self.eps
+                update += self.eps * v_bias**0.5
                 xp_of(v).divide(m, update, out=update)
-                update *= s * self.lr * C / m_bias
+                update *= s * self.lr * C * v_bias**0.5 / m_bias
                 if kept != 1:
                     w *= kept
                 w -= update

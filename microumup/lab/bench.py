@@ -1,11 +1,22 @@
-"""What FP8 costs in time: rounding against ml_dtypes' casts, and a training step with it against one without.
+"""How fast a training step is: against PyTorch and unit-scaling, and against its own matrix products alone.
 
-The two sides of a ratio take turns in one process, and the ratio is the median over the turns: a machine whose speed
-drifts slows both. One BLAS thread, unless OPENBLAS_NUM_THREADS says otherwise.
+All programs train the same Llama on the same random batch from the same weights. First their losses and gradients are
+compared: without agreement there is no ratio. Then they take turns in one process, and a ratio is the median over the
+turns, so that a machine whose speed drifts slows all alike. PyTorch's AdamW runs both ways, plain and fused; a ratio is
+to the faster.
+
+    A   4 layers of width  64, sequences of 128, 16 in a batch, 256 tokens
+    B   width 128
+    C   width 256, sequences of 256, 8 in a batch
+    D   width 256, sequences of 256, 4 in a batch, 32,000 tokens
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,10 +26,212 @@ import numpy as np
 from tqdm import tqdm
 
 from microumup import cli
-from microumup.data import ByteTokenizer, Corpus
+from microumup.backend import Array
+from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
+from microumup.lab import ledger
+from microumup.lab.twins import TWINS, Twin, load_peer
+from microumup.lab.workers import run_all
 from microumup.model import check_least
 from microumup.train import TrainConfig, Trainer
+
+Program = Callable[[], Any]
+Shape = dict[str, Any]
+
+CONFIGS: dict[str, Shape] = {
+    "A": {"width": 64, "layers": 4, "head_dim": 16, "seq_len": 128, "batch_size": 16},
+    "B": {"width": 128, "layers": 4, "head_dim": 32, "seq_len": 128, "batch_size": 16},
+    "C": {"width": 256, "layers": 4, "head_dim": 64, "seq_len": 256, "batch_size": 8},
+    "D": {"width": 256, "layers": 4, "head_dim": 64, "seq_len": 256, "batch_size": 4, "vocab_size": 32_000},
+}
+TINY: Shape = {"width": 16, "layers": 1, "head_dim": 16, "seq_len": 16, "batch_size": 16}
+WIDTHS = (32, 64, 128, 256, 512)
+OURS = "umup"  # the scheme whose step is held against its own matrix products
+FUSED = ", fused AdamW"
+PRODUCTS = "its matrix products alone"
+AGREEMENT = 1e-4  # of float32 losses and gradients over 4 layers; they agree to some 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs: each a function that takes a whole training step on one and the same batch
+
+
+def new_program(name: str, shape: Shape, threads: int) -> Program:
+    """Our step in the scheme `name`, or that of the peer `name`, whose AdamW is fused if FUSED stands behind it."""
+    peer = name.removesuffix(FUSED)
+    if peer in TWINS:
+        return new_twin(peer, shape, threads, fused=name != peer).step
+    return partial(new_trainer(shape, threads, scheme=name).update, 0)
+
+
+def new_trainer(shape: Shape, threads: int, **options: Any) -> Trainer:
+    """A Trainer of `shape` on random tokens."""
+    config = TrainConfig(**shape, threads=threads, **options)
+    dtype = np.uint8 if config.vocab_size <= BYTES else np.uint16
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, 2**17, dtype=dtype)
+    return Trainer(config, Corpus("random tokens", tokens, tokens, ByteTokenizer()))
+
+
+def new_twin(peer: str, shape: Shape, threads: int, *, fused: bool = False) -> Twin:
+    """The peer, with the weights and the batch of our step."""
+    ours = new_trainer(shape, threads, scheme=TWINS[peer].scheme)
+    c = ours.config
+    first = batch(ours.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=0)
+    return TWINS[peer](c, ours.params, first, fused=fused, threads=threads)
+
+
+def our_loss_and_gradients(shape: Shape, threads: int, scheme: str) -> tuple[float, dict[str, Array]]:
+    """What a training step makes of the batch, on whatever path it goes: the loss, and each weight's true gradient.
+
+    A step of SGD takes s · η times the gradient from a weight. At so large an η nothing is left beside it.
+    """
+    t = new_trainer(shape, threads, scheme=scheme, optimizer="sgd", lr=2.0**40, weight_decay=0.0, steps=1, warmup=1.0)
+    before = {name: w.copy() for name, w in t.params.items()}
+    loss, _, s = t.update(0)
+    return loss, {name: (w - t.params[name]) / (s * t.config.eta) for name, w in before.items()}
+
+
+def disagreement(ours: tuple[float, dict[str, Array]], theirs: tuple[float, dict[str, Array]]) -> tuple[str, float]:
+    """What differs most, the loss or the gradient of a weight, and by how much of its size."""
+    (loss, grads), (their_loss, their_grads) = ours, theirs
+    found = {"the loss": abs(loss - their_loss) / abs(their_loss)}
+    for name, grad in their_grads.items():
+        found[f"the gradient of {name}"] = float(np.linalg.norm(grads[name] - grad) / np.linalg.norm(grad))
+    worst = max(found, key=lambda what: np.inf if np.isnan(found[what]) else found[what])
+    return worst, found[worst]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def take_turns(
+    programs: dict[str, Program], rounds: int, *, progress: bool = False, what: str = ""
+) -> dict[str, Array]:
+    """Seconds of each program in each of `rounds` turns, after one of warm-up. Every other turn goes backwards."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in tqdm(range(rounds + 1), desc=what, unit="turn", leave=False, disable=None if progress else True):
+        for name in list(programs)[:: 1 if turn % 2 else -1]:
+            start = perf_counter()
+            programs[name]()
+            times[name].append(perf_counter() - start)
+    return {name: np.array(seconds[1:]) for name, seconds in times.items()}
+
+
+class Ratio(NamedTuple):
+    """Of two programs' times, turn by turn: the median, and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(ours: Array, theirs: Array) -> Ratio:
+    """Of two rows of times, taken in turns."""
+    of_turns = (ours / theirs).tolist()
+    low, _, high = quantiles(of_turns, n=4) if len(of_turns) > 1 else of_turns * 3
+    return Ratio(median(of_turns), low, high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def peak_growth(program: str, shape: Shape, threads: int) -> float | None:
+    """MiB that three steps of a program need at most, on top of what its process has when all is imported.
+
+    In a process of its own. None where there is no /proc, that is elsewhere than on Linux.
+    """
+    return run_all(_grow, [(program, shape, threads)], 1, progress=False, unit="program")[0]
+
+
+def _grow(job: tuple[str, Shape, int]) -> float | None:
+    program, shape, threads = job
+    if not Path("/proc/self/status").exists():
+        return None
+    new_program(program, TINY, threads)()  # what is only imported by a step
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of importing is not that of a step
+    before = _kib("VmRSS")
+    step = new_program(program, shape, threads)
+    for _ in range(3):
+        step()
+    return (_kib("VmHWM") - before) / 1024
+
+
+def _kib(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A config, all about it
+
+
+class Disagreement(Exception):
+    """A peer computes something else than we do."""
+
+
+def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progress: bool) -> dict[str, Any]:
+    """What `--json` puts out about a config, but for its ledger.
+
+    Raises ValueError where a peer is not installed, Disagreement where it computes something else.
+    """
+    shape = CONFIGS[name]
+    schemes = list(dict.fromkeys([OURS, *(TWINS[peer].scheme for peer in peers)]))
+    variants = {peer: [f"{peer}{suffix}" for suffix in ("", FUSED)] for peer in peers}
+    agreement = {peer: check(peer, shape, threads) for peer in peers}
+    calls = ledger.count_step(lambda: new_program(OURS, shape, threads))
+    names = [*schemes, *(variant for of_peer in variants.values() for variant in of_peer)]
+    programs = {program: new_program(program, shape, threads) for program in names}
+    programs[PRODUCTS] = ledger.products_alone(calls)
+    times = take_turns(programs, rounds, progress=progress, what=f"config {name}")
+
+    step_ms = {program: 1000 * float(np.median(seconds)) for program, seconds in times.items()}
+    fastest = {peer: min(variants[peer], key=lambda variant: step_ms[variant]) for peer in peers}
+    ratios = {peer: ratio(times[TWINS[peer].scheme], times[fastest[peer]]) for peer in peers}
+    to_products = ratio(times[OURS], times[PRODUCTS])
+    flops = sum(call.gemm_flops for call in calls)
+    return {
+        "config": name, "threads": threads, "rounds": rounds, "agreement": agreement, "step_ms": step_ms,
+        "fastest": fastest,
+        "ratio_to": {peer: r.median for peer, r in ratios.items()},
+        "ratio_to_spread": {peer: [r.low, r.high] for peer, r in ratios.items()},
+        "umup_over_sp": ratio(times["umup"], times["sp"]).median if "sp" in times else None,
+        "gemm_ratio": to_products.median, "gemm_ratio_spread": [to_products.low, to_products.high],
+        "gemm_share": 1 / to_products.median, "gemm_gflops": flops / step_ms[PRODUCTS] / 1e6,
+        "peak_growth_mib": {program: peak_growth(program, shape, threads) for program in (*schemes, *fastest.values())},
+    }  # fmt: skip
+
+
+def check(peer: str, shape: Shape, threads: int) -> float:
+    """By how much a peer's loss and gradients differ from ours, at most. Raises Disagreement beyond AGREEMENT."""
+    ours = our_loss_and_gradients(shape, threads, TWINS[peer].scheme)
+    what, size = disagreement(ours, new_twin(peer, shape, threads).loss_and_gradients())
+    if not size <= AGREEMENT:
+        raise Disagreement(f"{peer} and we do not compute the same: {what} differs by {size:.1e} of it")
+    return size
+
+
+def by_width(threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
+    """Milliseconds of our step at WIDTHS; all else is config A's."""
+    programs = {str(width): new_program(OURS, CONFIGS["A"] | {"width": width}, threads) for width in WIDTHS}
+    times = take_turns(programs, rounds, progress=progress, what="widths")
+    return {width: 1000 * float(np.median(seconds)) for width, seconds in times.items()}
+
+
+def count(name: str) -> dict[str, Any]:
+    """The ledger of a config's step, on one thread."""
+
+    def new_step() -> Program:
+        return new_program(OURS, CONFIGS[name], 1)
+
+    rows, memory = ledger.totals(ledger.count_step(new_step)), ledger.memory(new_step)
+    return {"rows": [row._asdict() for row in rows], "memory": memory._asdict()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FP8
 
 
 class Comparison(NamedTuple):
@@ -32,19 +245,11 @@ class Comparison(NamedTuple):
     high: float
 
 
-def compare(name: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Comparison:
-    """Run the two in turn, `rounds` times after one round of warm-up."""
-    times = [(_time(ours), _time(theirs)) for _ in range(rounds + 1)][1:]
-    ratios = [a / b for a, b in times]
-    low, _, high = quantiles(ratios, n=4) if rounds > 1 else ratios * 3
-    a, b = (1000 * median(side) for side in zip(*times, strict=True))
-    return Comparison(name, a, b, median(ratios), low, high)
-
-
-def _time(run: Callable[[], Any]) -> float:
-    start = perf_counter()
-    run()
-    return perf_counter() - start
+def compare(name: str, ours: Program, theirs: Program, rounds: int) -> Comparison:
+    """Let the two take turns."""
+    times = take_turns({"ours": ours, "theirs": theirs}, rounds)
+    ours_ms, theirs_ms = (1000 * float(np.median(seconds)) for seconds in times.values())
+    return Comparison(name, ours_ms, theirs_ms, *ratio(times["ours"], times["theirs"]))
 
 
 def bench_quantize(fmt: Format, dtype: Any, rounds: int) -> Comparison:
@@ -57,44 +262,126 @@ def bench_quantize(fmt: Format, dtype: Any, rounds: int) -> Comparison:
     return compare(f"quantize to {fmt.name}, ml_dtypes", lambda: quantize(x, fmt), round_trip, rounds)
 
 
-def bench_step(shape: dict[str, Any], rounds: int) -> Comparison:
+def bench_fp8_step(shape: Shape, rounds: int) -> Comparison:
     """A training step with the recipe `fp8` against one in float32."""
-    tokens = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8)
-    corpus = Corpus("random bytes", tokens, tokens, ByteTokenizer())
-    fp8, plain = (Trainer(TrainConfig(**shape, fp8=recipe), corpus) for recipe in ("fp8", "none"))
+    fp8, plain = (partial(new_trainer(shape, 1, fp8=recipe).update, 0) for recipe in ("fp8", "none"))
     name = "FP8 step, float32: " + ", ".join(f"{key} {value}" for key, value in shape.items())
-    return compare(name, lambda: fp8.update(0), lambda: plain.update(0), rounds)
+    return compare(name, fp8, plain, rounds)
 
 
-SHAPES: Sequence[dict[str, Any]] = (
+FP8_SHAPES: Sequence[Shape] = (
     {"width": 64, "layers": 2, "head_dim": 16, "seq_len": 64, "batch_size": 16},
     {"width": 256, "layers": 2, "head_dim": 16, "seq_len": 32, "batch_size": 16},
     {"width": 256, "layers": 4, "head_dim": 64, "seq_len": 256, "batch_size": 8},
 )
 
 
+def bench_fp8(rounds: int, *, progress: bool) -> list[Comparison]:
+    """Rounding against ml_dtypes' casts, and a training step with it against one without."""
+    jobs: list[Callable[[], Comparison]] = [
+        lambda: bench_quantize(E4M3, ml_dtypes.float8_e4m3fn, rounds),
+        lambda: bench_quantize(E5M2, ml_dtypes.float8_e5m2, rounds),
+        *(lambda shape=shape: bench_fp8_step(shape, rounds) for shape in FP8_SHAPES),
+    ]
+    return run_all(lambda job: job(), jobs, 0, progress=progress, unit="comparison")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command `bench`."""
-    parser = cli.Parser("bench", __doc__ or "")
+    parser = cli.Parser("bench", f"{__doc__}\nEnds with 1 when a peer computes something else.")
+    parser.add_argument("--config", nargs="+", choices=CONFIGS, metavar="NAME", help="A, B, C or D (default: A)")
+    parser.add_argument(
+        "--vs", action="append", choices=TWINS, metavar="PEER", help="torch or unit-scaling; repeatable"
+    )
+    parser.add_argument("--threads", type=cli.whole, default=1, metavar="N", help="of each program (1)")
     parser.add_argument("--rounds", type=cli.whole, default=15, metavar="N", help="turns to take the median of (15)")
+    parser.add_argument("--widths", action="store_true", help="our step at widths 32 to 512 too, all else as in A")
+    parser.add_argument("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
+    parser.add_argument("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
     parser.add_argument("--quiet", action="store_true", help="print no table")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON, a list of all comparisons")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON, all that was measured")
     args = parser.parse_args(argv)
+    say, progress = cli.say(args.quiet), not args.quiet
     with cli.bad_input(parser):
-        check_least(args, rounds=1)
-    jobs: list[Callable[[], Comparison]] = [
-        lambda: bench_quantize(E4M3, ml_dtypes.float8_e4m3fn, args.rounds),
-        lambda: bench_quantize(E5M2, ml_dtypes.float8_e5m2, args.rounds),
-        *(lambda shape=shape: bench_step(shape, args.rounds) for shape in SHAPES),
-    ]
-    found = [job() for job in tqdm(jobs, disable=True if args.quiet else None)]
-    say = cli.say(args.quiet)
-    say(f"{'':88}{'ours':>10}{'theirs':>10}{'ratio':>8}  quartiles")
-    for c in found:
-        say(f"{c.name:88}{c.ours_ms:7.2f} ms{c.theirs_ms:7.2f} ms{c.ratio:8.3f}  {c.low:.3f} to {c.high:.3f}")
+        check_least(args, rounds=1, threads=1)
+        if args.fp8 and (args.config or args.vs or args.widths or args.ledger or args.threads > 1):
+            raise ValueError("--fp8: has shapes and peers of its own; give it no option but --rounds, --quiet, --json")
+        peers = list(dict.fromkeys(args.vs or ()))
+        for peer in peers:
+            load_peer(peer)
+        configs = list(dict.fromkeys(args.config or ["A"]))
+        for name in configs:
+            TrainConfig(**CONFIGS[name], threads=args.threads)
+    if args.fp8:
+        comparisons = bench_fp8(args.rounds, progress=progress)
+        print_comparisons(say, comparisons)
+        found: dict[str, Any] = {"comparisons": [c._asdict() for c in comparisons]}
+    else:
+        benches = []
+        for name in configs:
+            try:
+                benches.append(bench(name, peers, args.threads, args.rounds, progress=progress))
+            except Disagreement as error:
+                print(f"microumup bench: config {name}: {error}", file=sys.stderr)
+                return 1
+            print_bench(say, benches[-1])
+            if args.ledger:
+                benches[-1]["ledger"] = count(name)
+                print_ledger(say, benches[-1]["ledger"])
+        found = benches[0] if len(benches) == 1 else {"benches": benches}
+        if args.widths:
+            found["widths"] = by_width(args.threads, args.rounds, progress=progress)
+            say("\nwidth  " + "".join(f"{width:>10}" for width in found["widths"]))
+            say("step   " + "".join(f"{ms:7.1f} ms" for ms in found["widths"].values()))
     if args.json:
-        print(json.dumps({"comparisons": [c._asdict() for c in found]}))
+        print(json.dumps(found))
     return 0
+
+
+def print_bench(say: Callable[..., None], b: dict[str, Any]) -> None:
+    """A line for every program: its time, our time over its, its memory."""
+    shape = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in CONFIGS[b["config"]].items())
+    say(f"\nconfig {b['config']}: {shape}; threads {b['threads']}, {b['rounds']} turns")
+    say(f"{'':28}{'a step':>11}   {'ours over it':<28}{'memory':>8}")
+    held_against = {variant: (peer, TWINS[peer].scheme) for peer, variant in b["fastest"].items()}
+    for program, ms in b["step_ms"].items():
+        over = ""
+        if program == PRODUCTS:
+            low, high = b["gemm_ratio_spread"]
+            over = f"{OURS} {b['gemm_ratio']:.3f} ({low:.3f} to {high:.3f})"
+        elif program in held_against:
+            peer, scheme = held_against[program]
+            low, high = b["ratio_to_spread"][peer]
+            over = f"{scheme} {b['ratio_to'][peer]:.3f} ({low:.3f} to {high:.3f})"
+        mib = b["peak_growth_mib"].get(program)
+        say(f"{program:28}{ms:8.2f} ms   {over:34}".rstrip() if mib is None else
+            f"{program:28}{ms:8.2f} ms   {over:34}{mib:5.0f} MiB")  # fmt: skip
+    say(f"matrix products: {b['gemm_share']:.0%} of our step, {b['gemm_gflops']:.1f} GFLOP/s")
+    if b["umup_over_sp"]:
+        say(f"the factors of u-µP: umup takes {b['umup_over_sp']:.3f} of the time of sp")
+    for peer, size in b["agreement"].items():
+        say(f"{peer}: loss and all gradients within {size:.1e} of ours")
+
+
+def print_ledger(say: Callable[..., None], found: dict[str, Any]) -> None:
+    """A line for every op, and memory."""
+    say(f"\n{'a step on one thread':32}{'calls':>8}{'gemm MFLOP':>12}{'other MFLOP':>13}{'MB moved':>10}")
+    for row in found["rows"]:
+        flops, other, moved = (row[key] / 1e6 for key in ("gemm_flops", "other_flops", "bytes"))
+        say(f"{row['op']:32}{row['calls']:8}{flops:12.1f}{other:13.1f}{moved:10.1f}")
+    held, peak = (found["memory"][key] / 2**20 for key in ("held", "peak"))
+    say(f"memory alive: {held:.1f} MiB between steps, {peak:.1f} MiB at most within one")
+
+
+def print_comparisons(say: Callable[..., None], comparisons: Sequence[Comparison]) -> None:
+    """A line for every comparison."""
+    say(f"{'':88}{'ours':>10}{'theirs':>10}{'ratio':>8}  quartiles")
+    for c in comparisons:
+        say(f"{c.name:88}{c.ours_ms:7.2f} ms{c.theirs_ms:7.2f} ms{c.ratio:8.3f}  {c.low:.3f} to {c.high:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""What to train and what was found: grids, random points, the paper's independent search, and tables of the best."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import product
+from math import exp, inf, isfinite, log
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from microumup import cli
+from microumup.model import option_name
+from microumup.parametrization import ALIASES
+from microumup.train import TrainConfig
+
+Axis = tuple[str, list[Any]]  # an option and its values
+Record = dict[str, Any]  # what is kept of a run: see `sweep.run`
+
+OPTIONS = {f.name: f.type for f in fields(TrainConfig)}
+FLOATS = (float, float | None)
+
+
+def parse_grid(text: str) -> Axis:
+    """`OPTION=VALUES` as a field of TrainConfig and its values. Raises ValueError, naming --grid.
+
+    VALUES are a list, `32,64,128`; a geometric range from:to:factor, `2^-2:2^3:2^0.5`; or an arithmetic one, `1:4:+1`.
+    In a whole-numbered option's range all is rounded. In a list for fp8 what holds a `=` belongs to the value before.
+    """
+    name, spec = _split(text)
+    try:
+        return name, _range(spec, OPTIONS[name] is int) if _is_range(name, spec) else _list(name, spec)
+    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"--grid {text}: {error}") from None
+
+
+def _split(text: str) -> tuple[str, str]:
+    option, _, spec = (part.strip() for part in text.partition("="))
+    name = option.removeprefix("--").replace("-", "_")
+    name = ALIASES.get(name, name)
+    if name not in OPTIONS:
+        raise ValueError(f"--grid {text}: {option!r} is no option of train; write OPTION=VALUES, as width=32,64,128")
+    if not spec:
+        raise ValueError(f"--grid {text}: names no values; write 32,64,128 or from:to:factor or from:to:+step")
+    return name, spec.replace("**", "^")
+
+
+def _is_range(name: str, spec: str) -> bool:
+    return ":" in spec and OPTIONS[name] in (int, *FLOATS)
+
+
+def _list(name: str, spec: str) -> list[Any]:
+    if name == "fp8":  # a recipe may have commas of its own: fp8,head.dy=e4m3
+        return re.split(r",(?![^,]*=)", spec)
+    words = [word.strip() for word in spec.split(",")]
+    if OPTIONS[name] is bool:
+        if wrong := set(words) - {"on", "off"}:
+            raise ValueError(f"{min(wrong)!r} is neither on nor off")
+        return [word == "on" for word in words]
+    kind: Callable[[str], Any] = cli.whole if OPTIONS[name] is int else str if OPTIONS[name] is str else cli.number
+    return [(word,) if name == "text" else kind(word) for word in words]
+
+
+def _range(spec: str, whole: bool) -> list[Any]:
+    words = spec.split(":")
+    if len(words) != 3:
+        raise ValueError("write a range as from:to:factor or from:to:+step")
+    low, high, by = map(cli.number, words)
+    if words[2].startswith("+"):
+        steps = (high - low) / by if by else inf
+    else:
+        steps = log(high / low) / log(by) if min(low, high, by) > 0 and by != 1 else inf
+    if not 0 <= steps < 10_000:
+        raise ValueError(f"no steps of {words[2]} lead from {words[0]} to {words[1]}")
+    count = range(int(steps + 1e-9) + 1)
+    if words[2].startswith("+"):
+        values = [low + i * by for i in count]
+    else:  # 2^-2 2^0.5 2^0.5 is not 2^-1 to the last bit, 2^(-2 + 0.5 + 0.5) is
+        (base, _, power), (first, _, start) = words[2].partition("^"), words[0].partition("^")
+        exact = power and start and first == base
+        scale, exponent = (1.0, float(start)) if exact else (low, 0.0)
+        values = [scale * float(base) ** (exponent + i * float(power or 1)) for i in count]
+    return list(dict.fromkeys(map(round, values))) if whole else values
+
+
+def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainConfig]:
+    """Every combination of the axes' values on top of `base`, the first axis the slowest, each from `seeds` seeds.
+
+    Raises ValueError for a combination that TrainConfig refuses.
+    """
+    names, lists = [name for name, _ in axes], [values for _, values in axes]
+    points = [dict(zip(names, values, strict=True)) for values in product(*lists)]
+    return [config for point in points for config in with_seeds(base | point, seeds)]
+
+
+def with_seeds(options: dict[str, Any], seeds: int) -> list[TrainConfig]:
+    """A config for each of `seeds` seeds, from the seed in `options` on, or 0."""
+    first = options.get("seed", 0)
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return [TrainConfig(**options | {"seed": first + i}) for i in range(seeds)]
+
+
+def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Random points, always the same and the first of a longer draw: log-uniform where the axis is a geometric range,
+    uniform where it is an arithmetic one or a list."""
+    rng = np.random.default_rng(0)
+    return [{_split(text)[0]: _draw(text, rng) for text in grids} for _ in range(count)]
+
+
+def _draw(text: str, rng: np.random.Generator) -> Any:
+    name, values = parse_grid(text)
+    spec = _split(text)[1]
+    if not _is_range(name, spec):
+        return values[rng.integers(len(values))]
+    low, high = sorted((values[0], values[-1]))
+    geometric = not spec.rpartition(":")[2].startswith("+")
+    value = exp(rng.uniform(log(low), log(high))) if geometric else rng.uniform(low, high)
+    return round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
+
+
+class Point(NamedTuple):
+    """Runs that differ in the seed alone."""
+
+    values: dict[str, Any]  # what was swept, but for the seed
+    losses: list[float | None]  # None: diverged
+
+    @property
+    def loss(self) -> float:
+        """Mean over the seeds, infinite if one diverged."""
+        return inf if None in self.losses else sum(loss for loss in self.losses if loss is not None) / len(self.losses)
+
+
+def ranked(records: Sequence[Record], names: Sequence[str]) -> list[Point]:
+    """The points of the options `names`, best first."""
+    points: dict[str, Point] = {}
+    for record in {record["id"]: record for record in records}.values():
+        values = {name: record["config"][name] for name in names}
+        points.setdefault(json.dumps(values), Point(values, [])).losses.append(record["loss"])
+    return sorted(points.values(), key=lambda point: point.loss)
+
+
+def independent(
+    base: dict[str, Any], axes: Sequence[Axis], seeds: int, train_all: Callable[[list[TrainConfig]], list[Record]]
+) -> list[tuple[str, Point]]:
+    """The paper's independent search (App. F.1): what was tried at each stage, and the best of it.
+
+    The axis lr with all else at its default; each other axis alone at the best lr; all best values combined, at that lr
+    and its neighbours on the axis. Ends after the first stage if no lr trains.
+    """
+    by_name = dict(axes)
+    lrs = sorted(by_name.pop("lr"))
+    best = ranked(train_all(grid(base, [("lr", lrs)], seeds)), ["lr"])[0]
+    found = [("lr", best)]
+    if best.loss == inf:
+        return found
+    at_best = base | best.values
+    lines = {name: grid(at_best, [(name, values)], seeds) for name, values in by_name.items()}
+    records = train_all([config for configs in lines.values() for config in configs])
+    for name, configs in lines.items():
+        mine, records = records[: len(configs)], records[len(configs) :]
+        found.append((name, ranked(mine, [name])[0]))
+    combined = at_best | {name: value for _, point in found for name, value in point.values.items()}
+    middle = lrs.index(at_best["lr"])
+    around = ("lr", lrs[max(0, middle - 1) : middle + 2])
+    points = ranked(train_all(grid(combined, [around], seeds)), [*by_name, "lr"])
+    [same] = [point for point in points if point.values["lr"] == at_best["lr"]]
+    return [*found, ("combined", same), ("combined, lr again", points[0])]
+
+
+def show_value(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(value) if isinstance(value, list) else str(value)
+
+
+def show_loss(point: Point) -> str:
+    """The mean loss, and how far the seeds lie apart; or how many of them diverged."""
+    if diverged := point.losses.count(None):
+        return f"diverged ({diverged} of {len(point.losses)})"
+    losses = [loss for loss in point.losses if loss is not None]
+    return f"{point.loss:.4f}" + (f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else "")
+
+
+def show(rows: Sequence[Sequence[str]]) -> str:
+    """Rows under each other, to the right but for the last column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return "\n".join("  ".join([*map(str.rjust, row, widths), row[-1]]) for row in rows)
+
+
+def summary(points: Sequence[Point], shown: int = 10) -> str:
+    """The best points, and for each value of each option the best point that has it."""
+    names = list(points[0].values)
+    rows = [[*names, "loss"], *([*map(show_value, p.values.values()), show_loss(p)] for p in points[:shown])]
+    text = [f"{len(points)} points, best first" + (f" ({shown} of them):" if len(points) > shown else ":"), show(rows)]
+    for name in names if len(names) > 1 else ():
+        best: dict[str, Point] = {}
+        for point in points:
+            best.setdefault(show_value(point.values[name]), point)
+        if len(best) == len(points):
+            continue  # drawn at random: each value is there once
+        others = [other for other in names if other != name]
+        rows = [[name, *others, "best loss"]]
+        rows += [[v, *(show_value(p.values[other]) for other in others), show_loss(p)] for v, p in best.items()]
+        text += ["", f"the best of each {option_name(name)}:", show(rows)]
+    return "\n".join(text)
+
+
+def finite(value: Any) -> Any:
+    """`value`, or None for a NaN or an infinity, which JSON has no name for."""
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def as_json(point: Point) -> dict[str, Any]:
+    """The values of a point, its mean loss and the losses it is the mean of; None: diverged."""
+    return {"values": point.values, "loss": finite(point.loss), "losses": point.losses}

@@ -1,0 +1,530 @@
+"""Many trainings: every combination of some options, in processes or on a dask cluster, resumable.
+
+A run is named by a hash of its config, and its result is a file of that name, written whole or not at all: what is
+there is never trained again, whoever was killed. A run that diverges is a result, one that crashes is tried again.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
+from math import inf, lcm, prod
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import RLock, Thread
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from microumup import __version__, checkpoint, cli
+from microumup.backend import choose_device
+from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.lab.search import (
+    FLOATS,
+    OPTIONS,
+    Point,
+    Record,
+    as_json,
+    draw,
+    finite,
+    grid,
+    independent,
+    parse_grid,
+    ranked,
+    show,
+    show_loss,
+    show_value,
+    summary,
+    with_seeds,
+)
+from microumup.model import check_least, option_name, weights
+from microumup.ranges import linear_ranges
+from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, train
+
+MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
+
+
+class Job(NamedTuple):
+    """A run to be made."""
+
+    config: TrainConfig
+    ranges_every: int = 0  # look at the FP8 range of every x, w and dy so often, and at the last step; 0: never
+
+
+class Crashed(Exception):
+    """Some runs ended with an error each time they were tried. `errors` has a line for each, by id; all other runs are
+    done and kept."""
+
+    def __init__(self, errors: dict[str, str]) -> None:
+        super().__init__("; ".join(f"run {id} crashed: {error}" for id, error in errors.items()))
+        self.errors = errors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run
+
+
+def alone(config: TrainConfig) -> TrainConfig:
+    """`config` on one thread, as a sweep has as many runs at once as there are cores."""
+    return replace(config, threads=1)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The options as JSON has them; 1 and 1.0 are the same number."""
+    values = {name: getattr(alone(config), name) for name in OPTIONS}
+    values = {name: float(v) if OPTIONS[name] in FLOATS and v is not None else v for name, v in values.items()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def run_id(job: Job) -> str:
+    """12 hexadecimal digits that name the run: the same in every process, whatever the order of the fields."""
+    content = {"config": plain(job.config), "ranges_every": job.ranges_every}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=4)
+def corpus_of(name: str, text: tuple[str, ...], vocab_size: int, seq_len: int) -> Corpus:
+    """The corpus, read once in each process."""
+    return load_corpus(name, text=[Path(path) for path in text], vocab_size=vocab_size, seq_len=seq_len)
+
+
+def run(job: Job, device: str = "cpu") -> Record:
+    """Train in this process, and say how it went.
+
+    id, config (every option), ranges_every, version; loss (`train`'s loss_final) and loss_valid in nats, None if the
+    run diverged; diverged, diverged_at (the step, or None), seconds, tokens_per_second, device; ranges if they were
+    asked for, by step and tensor. Everything is as JSON has it; None stands for what is not finite.
+    """
+    config = alone(job.config)
+    corpus = corpus_of(config.corpus, config.text, config.vocab_size, config.seq_len)
+    ranges: dict[str, Any] = {}
+
+    def watch(step: int, loss: Any) -> None:
+        tensors = {name: r._asdict() for name, r in linear_ranges(loss).items()}
+        ranges[str(step)] = {name: {k: finite(v) for k, v in r.items()} for name, r in tensors.items()}
+
+    began = perf_counter()
+    result: dict[str, Any] = {}
+    diverged_at = None
+    try:
+        result = train(config, corpus, device=device, watch=watch, watch_every=job.ranges_every)[1]
+        seconds = result["seconds"]
+    except Diverged as error:
+        diverged_at, seconds = error.step, round(perf_counter() - began, 3)
+    steps = config.steps if diverged_at is None else diverged_at
+    return {
+        "id": run_id(job), "config": plain(config), "ranges_every": job.ranges_every, "version": __version__,
+        "loss": result.get("loss_final"), "loss_valid": finite(result.get("loss_valid")),
+        "diverged": diverged_at is not None, "diverged_at": diverged_at, "seconds": seconds,
+        "tokens_per_second": round(steps * config.batch_size * config.seq_len / max(seconds, 1e-3)), "device": device,
+    } | ({"ranges": ranges} if job.ranges_every else {})  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All runs
+
+
+def sweep(
+    jobs: Sequence[Job], out: Path, *, workers: int, cluster: str | None = None, device: str = "cpu",
+    progress: bool = True, retries: int = 2,
+) -> list[Record]:  # fmt: skip
+    """The records of all jobs, in order. What OUT/results has is not run again; the rest is, the longest first.
+
+    Runs are as many processes as there are `workers`, in this one if that is 0, or tasks of the dask scheduler at
+    `cluster`. Each leaves OUT/results/ID.json and a line in OUT/table.csv. Raises ValueError before anything is written
+    when `out` holds something else, a text cannot be read, or there is no such cluster; and Crashed at the end when
+    runs failed, having been tried `retries` times more.
+    """
+    check_out(out)
+    unique = {run_id(job): job for job in jobs}
+    for job in unique.values():  # before hours of work; and a BPE vocabulary is learned once, not in every process
+        corpus_of(job.config.corpus, job.config.text, job.config.vocab_size, job.config.seq_len)
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(cluster)) if cluster else None
+        results, table = out / "results", out / "table.csv"
+        results.mkdir(parents=True, exist_ok=True)
+        records = load_results(out)
+        missing = {id: job for id, job in unique.items() if id not in records}
+        columns = ("id", *varying([*(plain(job.config) for job in jobs), *(r["config"] for r in records.values())]))
+        write_csv(list(records.values()), table, columns)  # anew, as a kill may have cost it a row
+        costs = {id: estimate_seconds(job) for id, job in missing.items()}
+        bar = stack.enter_context(tqdm(
+            total=sum(costs.values()), disable=None if progress else True, dynamic_ncols=True, smoothing=0, leave=False,
+            bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}, {remaining} left",
+        ))  # fmt: skip
+
+        def show() -> None:
+            bar.set_description_str(f"{sum(id in records for id in unique)}/{len(unique)} runs")
+
+        def keep(id: str, record: Record) -> None:
+            if client:
+                checkpoint.write_json(results / f"{id}.json", record)
+            with table.open("a") as file:
+                file.write(csv_line(cells(record, columns)))
+            records[id] = record
+            bar.update(costs[id])
+
+        # a seat is where one run at a time is: a killed process takes its own run with it, and no one else's
+        seats = [client.get_executor(pure=False)] * len(missing) if client else new_seats(workers, len(missing))
+        keep_in = None if client else results  # a worker of a cluster need not share our disk
+        errors = run_all(
+            {id: (missing[id], device, keep_in) for id in sorted(missing, key=lambda id: -costs[id])},
+            seats, keep=keep, tick=show, retries=retries,
+        )  # fmt: skip
+    if errors:
+        raise Crashed(errors)
+    return [records[run_id(job)] for job in jobs]
+
+
+def run_all(
+    tasks: dict[str, tuple[Any, ...]], seats: list[Executor], *, keep: Callable[[str, Record], None],
+    tick: Callable[[], None], retries: int,
+) -> dict[str, str]:  # fmt: skip
+    """`task` of each of `tasks`, one at a time in each seat, and `keep` of its record; `tick` at least every second.
+
+    The errors of those that failed once and `retries` times again. Interrupted, it ends the processes it started.
+    """
+    waiting, tries = deque(tasks), Counter[str]()
+    flying: dict[Future[Record], tuple[str, Executor]] = {}
+    errors: dict[str, str] = {}
+    others = set(active_children())
+    try:
+        while waiting or flying:
+            tick()
+            while waiting and seats:
+                id, seat = waiting.popleft(), seats.pop()
+                flying[seat.submit(task, *tasks[id])] = id, seat
+            for future in wait(flying, timeout=1, return_when=FIRST_COMPLETED).done:
+                id, seat = flying.pop(future)
+                try:
+                    record = future.result()
+                except Exception as error:
+                    tries[id] += 1
+                    if tries[id] <= retries:
+                        waiting.append(id)
+                    else:
+                        errors[id] = " ".join(f"{type(error).__name__}: {error}".split())
+                    if isinstance(error, BrokenExecutor):
+                        [seat] = new_seats(1)
+                else:
+                    keep(id, record)
+                seats.append(seat)
+    finally:
+        if flying:
+            mine = set(active_children()) - others
+            for end in (BaseProcess.terminate, BaseProcess.join):
+                for process in mine:
+                    end(process)
+        for seat in {*seats, *(seat for _, seat in flying.values())}:
+            seat.shutdown(wait=not flying)
+    return errors
+
+
+def task(job: Job, device: str, results: Path | None) -> Record:
+    """What an executor is given: run the job and keep its record in `results`, unless it is there.
+
+    It may be: a process can be killed between keeping a record and handing it over.
+    """
+    path = results / f"{run_id(job)}.json" if results else None
+    if path and path.exists():
+        return read_record(path)
+    record = run(job, device)
+    if path:
+        checkpoint.write_json(path, record)
+    return record
+
+
+def new_seats(workers: int, runs: int = 1) -> list[Executor]:
+    """Executors of one process each, no more than there are runs; or of this process if there are no `workers`."""
+    if workers == 0:
+        return [InThisProcess()]
+    spawn = get_context("spawn")
+    return [ProcessPoolExecutor(1, mp_context=spawn, initializer=follow_parent) for _ in range(min(workers, runs))]
+
+
+def follow_parent() -> None:
+    """In a new process: leave Ctrl-C to the parent, and end with it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
+    parent = parent_process()
+    assert parent
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=end, daemon=True).start()
+
+
+class InThisProcess(Executor):
+    """Runs what is submitted at once: for tests, and where processes are not to be had."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """A client of the dask scheduler at `address`. Raises ValueError without `distributed` or a scheduler."""
+    try:
+        distributed = import_module("distributed")
+    except ImportError:
+        raise ValueError("--cluster: needs dask, pip install 'microumup[cluster]'; or leave it out") from None
+    try:
+        client = distributed.Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--cluster: no dask scheduler answers at {address} ({error})") from None
+    with client:
+        yield client
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError when `out` is neither new, nor empty, nor a sweep's."""
+    if out.exists() and not (out / "results").is_dir() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: {out} holds something else than a sweep; name another directory")
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. Raises ValueError when there is none."""
+    try:
+        record: Record = json.loads(path.read_text())
+        if record["id"] != path.stem:
+            raise ValueError(f"it is of run {record['id']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of a sweep ({error}); delete it") from None
+    return record
+
+
+def load_results(out: Path) -> dict[str, Record]:
+    """Every record in OUT/results, by id. Raises ValueError for a file that is none."""
+    return {path.stem: read_record(path) for path in sorted((out / "results").glob("*.json"))}
+
+
+def varying(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The options that are not the same in all configs, in the order of `train --help`."""
+    return [name for name in OPTIONS if len({json.dumps(config.get(name)) for config in configs}) > 1]
+
+
+def cells(record: Record, columns: Sequence[str]) -> list[str]:
+    """A row of a table: `columns`, each an option or a key of the record, and what was measured. None is empty."""
+    values = [record["config"].get(name, record.get(name)) for name in columns] + [record[name] for name in MEASURED]
+    return ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
+
+
+def csv_line(row: Sequence[str]) -> str:
+    """One line of CSV."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(row)
+    return line.getvalue()
+
+
+def write_csv(records: Sequence[Record], path: Path, columns: Sequence[str] = ()) -> None:
+    """A table of runs: `columns`, every option that is not the same in all, and what was measured."""
+    names = list(dict.fromkeys((*columns, *varying([record["config"] for record in records]))))
+    rows = [[*names, *MEASURED], *(cells(record, names) for record in records)]
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(map(csv_line, rows))))
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that `write_csv` wrote. Raises ValueError for what it did not."""
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    try:
+        return [{name: _value(name, cell) for name, cell in zip(header, row, strict=True)} for row in rows]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a table of runs ({error})") from None
+
+
+def _value(name: str, cell: str) -> Any:
+    if OPTIONS.get(name) is str or name in ("id", "version", "device"):
+        return cell  # the id 123456789012 is no number, neither is 12345e678901
+    return json.loads(cell) if cell else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run costs
+
+SHAPE = ("width", "layers", "head_dim", "seq_len", "vocab_size", "batch_size", "fp8", "optimizer")
+SAMPLE = 1e10  # FLOPs of a step that is timed, at most: a fraction of a second
+VALIDATION = 32 / 3  # steps that cost as much: 32 batches, forward only
+
+
+def flops(config: TrainConfig) -> float:
+    """FLOPs of a step: 6 for each weight of a matmul and token, and attention's two products of (T, T) and (T, K)."""
+    c = config
+    matmuls = sum(prod(w.shape) for name, w in weights(c).items() if name != "embedding")
+    return 6.0 * matmuls * c.batch_size * c.seq_len + 12.0 * c.layers * c.batch_size * c.seq_len**2 * c.width
+
+
+def estimate_seconds(job: Job) -> float:
+    """CPU time of a run here, from timed steps of its shape, or of a smaller one if that would take long."""
+    c = job.config
+    shape = TrainConfig(lr=2**-10, **{name: getattr(c, name) for name in SHAPE})
+    return _step_seconds(alone(shape)) * (c.steps + VALIDATION)
+
+
+@lru_cache(maxsize=256)
+def _step_seconds(shape: TrainConfig) -> float:
+    sample = shape
+    while flops(sample) > SAMPLE and (smaller := _smaller(sample)):
+        sample = smaller
+    tokens = np.random.default_rng(0).integers(0, sample.vocab_size, 10 * sample.seq_len).astype(np.uint16)
+    trainer = Trainer(sample, Corpus("random tokens", tokens, tokens, ByteTokenizer()))
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < 0.05:  # seconds
+        began = perf_counter()
+        trainer.update(0)
+        times.append(perf_counter() - began)
+    return min(times) * flops(shape) / flops(sample)
+
+
+def _smaller(c: TrainConfig) -> TrainConfig | None:
+    for name, unit in (("batch_size", 1), ("layers", 1), ("width", lcm(4, c.head_dim))):
+        units = getattr(c, name) // unit
+        if units > 1:
+            return replace(c, **{name: units // 2 * unit})
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `sweep`."""
+    parser = cli.Parser(
+        "sweep", __doc__ or "", operands="--grid OPTION=VALUES … --out DIR",
+        examples="  microumup sweep --grid lr=2^-2:2^3:2^0.5 --grid width=32,64,128 --seeds 3 --out runs/lr\n"
+        "  microumup sweep --grid lr=2^-2:2^3:2 --grid alpha-res=2^-3:2^3:2 --independent --out runs/search\n"
+        "  microumup sweep --grid scheme=sp,umup --grid lr=2^-9:2^2:2 --random 20 --out runs/random",
+    )  # fmt: skip
+    parser.add_argument("--grid", action="append", default=[], metavar="OPTION=VALUES", help="an option of train and "
+                        "its values: 32,64,128, or from:to:factor, or from:to:+step; again for more")  # fmt: skip
+    parser.add_argument("--seeds", type=cli.whole, default=1, metavar="N", help="of each point (default: 1)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--random", type=cli.whole, default=inf, metavar="N", help="N random points, instead of all")
+    how.add_argument("--independent", action="store_true", help="the lr first, then each other option alone, then all "
+                     "best values together, instead of all combinations")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keeps every run; given again, goes on")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
+    parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="run as tasks of this dask scheduler instead")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="auto, cpu or gpu (default: cpu)")
+    parser.add_argument("--retries", type=cli.whole, default=2, metavar="N", help="of a run that crashes (default: 2)")
+    parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks at "
+                        "the range of every x, w and dy, kept with the result (default: none)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="say how many runs it is and how long they take")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON: what the tables say")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="train's; other options override it")
+    cli.add_options(parser, TrainConfig)
+    args = parser.parse_args(argv)
+    say = cli.say(args.quiet)
+    with cli.bad_input(parser):
+        check_least(args, random=1, seeds=1, workers=1, retries=0, log_scales=0)
+        device = args.device if args.cluster else choose_device(args.device)
+        if not args.grid:
+            raise ValueError("--grid: name an option to sweep, as lr=2^-2:2^3:2^0.5")
+        axes = [parse_grid(text) for text in args.grid]
+        options = cli.given(args, TrainConfig)
+        asked = Counter([*(name for name, _ in axes), *options])
+        if twice := [name for name, count in asked.items() if count > 1]:
+            raise ValueError(f"{option_name(twice[0])}: is there twice; name it once, with all its values in --grid")
+        names = [name for name, _ in axes if name != "seed"]
+        base = PRESETS[args.preset] | options
+        if args.random < inf:
+            configs = [c for point in draw(args.grid, args.random) for c in with_seeds(base | point, args.seeds)]
+        elif args.independent:
+            if "lr" not in names:
+                raise ValueError("--independent: needs --grid lr=…, which is searched first")
+            configs = [c for axis in axes for c in grid(base, [axis], args.seeds)]
+            configs += grid(base, [("lr", dict(axes)["lr"][:3])], args.seeds)
+        else:
+            configs = grid(base, axes, args.seeds)
+        unique = {run_id(job): job for config in configs for job in [Job(config, args.log_scales)]}
+        check_out(args.out)
+        before = load_results(args.out)
+        left = {id: job for id, job in unique.items() if id not in before}
+
+    if args.dry_run:
+        seconds = sum(map(estimate_seconds, left.values()))
+        runs, done = len(unique), len(unique) - len(left)
+        at_most = "at most " if args.independent else ""  # the best lr is not known, so not what is done at it either
+        say(f"{at_most}{runs} runs, {done} of them done; the rest takes about {show_time(seconds)} of CPU time, "
+            f"{show_time(seconds / args.workers)} with {args.workers} workers")  # fmt: skip
+        if args.json:
+            print(json.dumps({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
+        return 0
+
+    def train_all(configs: list[TrainConfig]) -> list[Record]:
+        return sweep(
+            [Job(config, args.log_scales) for config in configs], args.out, workers=args.workers, cluster=args.cluster,
+            device=device, progress=not args.quiet, retries=args.retries,
+        )  # fmt: skip
+
+    found: list[tuple[str, Point]] = []
+    points: list[Point] = []
+    crashed: dict[str, str] = {}
+    try:
+        with cli.bad_input(parser):
+            if args.independent:
+                found = independent(base, axes, args.seeds, train_all)
+            else:
+                points = ranked(train_all(configs), names)
+    except Crashed as crash:
+        crashed = crash.errors
+        kept = load_results(args.out)
+        points = [] if args.independent else ranked([kept[id] for id in unique if id in kept], names)
+    except KeyboardInterrupt:
+        done = len(load_results(args.out).keys() - before.keys()) if (args.out / "results").exists() else 0
+        print(f"microumup sweep: interrupted; {done} more runs are done, the same command goes on", file=sys.stderr)
+        return 130
+    if points:
+        say(f"{summary(points)}\n")
+    if found:
+        rows = [[stage, ", ".join(f"{k} {show_value(v)}" for k, v in p.values.items())] for stage, p in found]
+        rows = [[*row, show_loss(p)] for row, (_, p) in zip(rows, found, strict=True)]
+        say(f"{show([['search', 'best', 'loss'], *rows])}\n")
+    say(f"every run: {args.out / 'table.csv'}")
+    for id, error in crashed.items():
+        print(f"microumup sweep: run {id} crashed: {error}", file=sys.stderr)
+    if args.json:
+        search = [{"stage": stage, **as_json(p)} for stage, p in found]
+        content = {"points": [as_json(p) for p in points], "search": search, "crashed": crashed}
+        print(json.dumps({"table": str(args.out / "table.csv"), **content}))
+    return 1 if crashed else 0
+
+
+def show_time(seconds: float) -> str:
+    """`90 s`, `12 min` or `3.5 h`."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,523 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from multiprocessing import active_children, parent_process
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Refused
+
+from microumup import __version__
+from microumup.lab import sweep as module
+from microumup.lab.sweep import (
+    Crashed,
+    InThisProcess,
+    Job,
+    Record,
+    estimate_seconds,
+    flops,
+    load_results,
+    main,
+    read_csv,
+    run,
+    run_id,
+    show_time,
+    sweep,
+    write_csv,
+)
+from microumup.parametrization import Scheme
+from microumup.train import PRESETS, TrainConfig, train
+
+TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
+OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "people.txt"
+    path.write_text("the people of the united states. " * 100)
+    return str(path)
+
+
+@pytest.fixture
+def jobs(text: str) -> list[Job]:
+    return [Job(TrainConfig(**TINY, text=(text,), lr=lr)) for lr in (0.5, 1.0, 2.0)]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rates of the runs that were made, in order."""
+    made: list[float] = []
+
+    def counted(job: Job, device: str) -> Record:
+        made.append(job.config.eta)
+        return run(job, device)
+
+    monkeypatch.setattr(module, "run", counted)
+    return made
+
+
+def strict_json(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path}: {constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run
+
+
+def test_a_record_is_what_train_says(jobs: list[Job]) -> None:
+    config = jobs[1].config
+    record = run(jobs[1])
+    corpus = module.corpus_of(config.corpus, config.text, config.vocab_size, config.seq_len)
+    result = train(config, corpus)[1]
+    assert record["id"] == run_id(jobs[1])
+    assert (record["loss"], record["loss_valid"]) == (result["loss_final"], result["loss_valid"])
+    assert (record["diverged"], record["diverged_at"]) == (False, None)
+    assert record["config"] == asdict(config) | {"text": list(config.text)}
+    assert record["version"] == __version__
+    assert record["seconds"] > 0
+    assert record["tokens_per_second"] > 0
+    assert "ranges" not in record
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_ranges_are_kept_when_asked_for(jobs: list[Job]) -> None:
+    ranges = run(Job(jobs[0].config, ranges_every=2))["ranges"]
+    assert list(ranges) == ["0", "2"]
+    assert {"layer0.q.x", "layer0.down.w", "head.dy"} <= set(ranges["0"])
+    assert set(ranges["0"]["head.dy"]) == {"format", "size", "rms", "absmax", "underflow", "saturated"}
+
+
+def test_a_run_that_diverges_is_a_result(text: str, tmp_path: Path) -> None:
+    job = Job(TrainConfig(**TINY, text=(text,), scheme="sp", lr=1e30), ranges_every=1)
+    [record] = sweep([job], tmp_path, workers=0)
+    assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
+    assert record["diverged_at"] >= 1
+    assert strict_json(tmp_path / "results" / f"{run_id(job)}.json") == record
+    [row] = read_csv(tmp_path / "table.csv")
+    assert (row["loss"], row["diverged"]) == (None, True)
+
+
+def test_what_is_not_finite_is_none_in_json(monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> None:
+    monkeypatch.setattr(
+        module, "train", lambda *a, **k: (None, {"loss_final": 9.0, "loss_valid": float("nan"), "seconds": 0})
+    )
+    record = run(jobs[0])
+    assert (record["loss"], record["loss_valid"], record["diverged"]) == (9.0, None, False)
+
+
+def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job]) -> None:
+    config = jobs[1].config
+    backwards = TrainConfig(**dict(reversed(asdict(config).items())))
+    assert run_id(Job(backwards)) == run_id(jobs[1])
+    assert run_id(Job(replace(config, lr=1))) == run_id(jobs[1])  # 1 == 1.0
+    assert run_id(Job(replace(config, threads=2))) == run_id(jobs[1])  # a sweep always takes one
+    others = [Job(replace(config, seed=1)), Job(replace(config, warmup=0.5)), Job(config, 1), jobs[0]]
+    assert len({run_id(job) for job in [jobs[1], *others]}) == 5
+    code = "from test_sweep import *; print(run_id(Job(TrainConfig(**TINY, lr=0.7, text=('a', 'b')))))"
+    other_process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=("a", "b"))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All runs
+
+
+def test_records_come_in_the_order_of_the_jobs_and_duplicates_run_once(
+    jobs: list[Job], tmp_path: Path, made: list[float]
+) -> None:
+    asked = [jobs[2], jobs[0], jobs[2], jobs[1]]
+    records = sweep(asked, tmp_path, workers=0)
+    assert [r["config"]["lr"] for r in records] == [2.0, 0.5, 2.0, 1.0]
+    assert sorted(made) == [0.5, 1.0, 2.0]
+    assert load_results(tmp_path) == {r["id"]: r for r in records}
+    assert len(read_csv(tmp_path / "table.csv")) == 3
+
+
+def test_what_is_done_is_not_run_again(jobs: list[Job], tmp_path: Path, made: list[float]) -> None:
+    first = sweep(jobs[:2], tmp_path, workers=0)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+    made.clear()
+    assert sweep(jobs, tmp_path, workers=0)[:2] == first
+    assert made == [2.0]
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert len(read_csv(tmp_path / "table.csv")) == 3
+
+
+def test_processes_say_the_same_as_this_one(jobs: list[Job], tmp_path: Path) -> None:
+    here, there = (sweep(jobs, tmp_path / str(workers), workers=workers) for workers in (0, 2))
+    measured = {"seconds": 0, "tokens_per_second": 0}
+    assert [r | measured for r in there] == [r | measured for r in here]
+    assert not active_children()
+
+
+def test_the_longest_run_starts_first(
+    jobs: list[Job], tmp_path: Path, made: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "estimate_seconds", lambda job: {0.5: 2.0, 1.0: 3.0, 2.0: 1.0}[job.config.eta])
+    sweep(jobs, tmp_path, workers=0)
+    assert made == [1.0, 0.5, 2.0]
+
+
+class DiesOnce(TrainConfig):
+    """A run whose process dies in the first training step, the first time that it is tried."""
+
+    @property
+    def rules(self) -> Scheme:
+        tried = Path(self.text[0]).parent / f"tried-{self.lr}"
+        if parent_process() and not tried.exists():
+            tried.touch()
+            os._exit(9)
+        return super().rules
+
+
+class DiesAlways(TrainConfig):
+    """A run whose process dies in the first training step."""
+
+    @property
+    def rules(self) -> Scheme:
+        if parent_process():
+            os._exit(9)
+        return super().rules
+
+
+def as_kind(kind: type[TrainConfig], job: Job) -> Job:
+    return Job(kind(**asdict(job.config)))
+
+
+def test_a_killed_process_costs_no_result(text: str, jobs: list[Job], tmp_path: Path) -> None:
+    mortal = [as_kind(DiesOnce, jobs[0]), jobs[1], as_kind(DiesOnce, jobs[2])]
+    records = sweep(mortal, tmp_path, workers=2, retries=1)
+    assert (Path(text).parent / "tried-0.5").exists()
+    assert (Path(text).parent / "tried-2.0").exists()
+    assert [r["config"]["lr"] for r in records] == [0.5, 1.0, 2.0]
+    assert sorted(r["id"] for r in read_csv(tmp_path / "table.csv")) == sorted(run_id(job) for job in jobs)
+
+
+def test_a_run_that_always_kills_its_process_is_reported_and_takes_no_other_with_it(
+    jobs: list[Job], tmp_path: Path
+) -> None:
+    bad = as_kind(DiesAlways, jobs[0])
+    others = [Job(replace(jobs[1].config, seed=seed)) for seed in range(6)]
+    with pytest.raises(Crashed) as crash:
+        sweep([bad, *others], tmp_path, workers=2, retries=1)
+    assert list(crash.value.errors) == [run_id(bad)]
+    assert "terminated abruptly" in str(crash.value)
+    assert set(load_results(tmp_path)) == {run_id(job) for job in others}
+
+
+def test_a_run_that_fails_is_tried_again_and_then_reported(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def fails(job: Job, device: str) -> Record:
+        tries.append(job.config.eta)
+        if job.config.eta == 1.0 or (job.config.eta == 0.5 and tries.count(0.5) < 3):
+            raise MemoryError("no\nroom")
+        return run(job, device)
+
+    monkeypatch.setattr(module, "run", fails)
+    with pytest.raises(Crashed) as crash:
+        sweep(jobs, tmp_path, workers=0, retries=2)
+    assert crash.value.errors == {run_id(jobs[1]): "MemoryError: no room"}
+    assert sorted(tries) == [0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 2.0]
+    assert set(load_results(tmp_path)) == {run_id(jobs[0]), run_id(jobs[2])}
+    monkeypatch.undo()
+    assert len(sweep(jobs, tmp_path, workers=0)) == 3
+
+
+def test_a_result_that_was_kept_before_its_process_died_is_not_made_again(
+    jobs: list[Job], tmp_path: Path, made: list[float]
+) -> None:
+    record = module.task(jobs[0], "cpu", tmp_path)
+    assert module.task(jobs[0], "cpu", tmp_path) == record
+    assert made == [0.5]
+
+
+def test_only_whole_results_count(jobs: list[Job], tmp_path: Path, made: list[float]) -> None:
+    sweep(jobs[:1], tmp_path, workers=0)
+    whole = tmp_path / "results" / f"{run_id(jobs[0])}.json"
+    (tmp_path / "results" / f".{run_id(jobs[1])}.json.7.tmp").write_text(whole.read_text()[:20])  # was being written
+    (tmp_path / "table.csv").write_text((tmp_path / "table.csv").read_text()[:-9])  # so was this
+    sweep(jobs, tmp_path, workers=0)
+    assert sorted(made) == [0.5, 1.0, 2.0]
+    assert {row["id"] for row in read_csv(tmp_path / "table.csv")} == {run_id(job) for job in jobs}
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"id": "other"}'])
+def test_a_damaged_result_is_named(content: str, jobs: list[Job], tmp_path: Path) -> None:
+    sweep(jobs[:1], tmp_path, workers=0)
+    damaged = tmp_path / "results" / f"{run_id(jobs[0])}.json"
+    damaged.write_text(content)
+    with pytest.raises(ValueError, match=rf"{damaged} is no result of a sweep .*; delete it"):
+        sweep(jobs, tmp_path, workers=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def fake(id: str, loss: float | None = 1.5, **config: Any) -> Record:
+    values = asdict(TrainConfig(**config)) | {"text": list(config.get("text", ()))}
+    return {
+        "id": id, "config": values, "ranges_every": 0, "version": "0.1.0", "loss": loss, "loss_valid": loss,
+        "diverged": loss is None, "diverged_at": None if loss else 3, "seconds": 0.25, "tokens_per_second": 7,
+    }  # fmt: skip
+
+
+def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    records = [
+        fake("123456789012", lr=2**0.5, scheme="umup", embedding_lr_rule=False, text=("a, b.txt", "1")),
+        fake("12345e678901", None, lr=2**-7.5, scheme="sp", text=()),
+    ]
+    write_csv(records, tmp_path / "t.csv", ("id", "width", "diverged_at"))
+    rows = read_csv(tmp_path / "t.csv")
+    measured = ["loss", "loss_valid", "diverged", "seconds", "version"]
+    varying = ["id", "width", "diverged_at", "scheme", "embedding_lr_rule", "text", "lr"]
+    assert sorted(rows[0]) == sorted(varying + measured)
+    assert list(rows[0])[:3] == varying[:3]
+    assert list(rows[0])[-5:] == measured
+    for record, row in zip(records, rows, strict=True):
+        expected = {**record, **record["config"]}
+        assert row == {name: expected[name] for name in row}
+        assert [type(v) for v in row.values()] == [type(expected[name]) for name in row]
+
+
+def test_a_table_of_nothing_is_a_header(tmp_path: Path) -> None:
+    write_csv([], tmp_path / "t.csv", ("lr",))
+    assert (tmp_path / "t.csv").read_text() == "lr,loss,loss_valid,diverged,seconds,version\n"
+    assert read_csv(tmp_path / "t.csv") == []
+
+
+@pytest.mark.parametrize("content", ["lr,loss\n1\n", "lr,loss\n1,abc\n"])
+def test_what_is_no_table_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"t\.csv is not a table of runs"):
+        read_csv(tmp_path / "t.csv")
+
+
+def test_the_table_has_a_row_for_every_run_there_is(jobs: list[Job], tmp_path: Path) -> None:
+    """Of this sweep and of earlier ones, with a column for whatever varies over all of them."""
+    sweep(jobs, tmp_path, workers=0)
+    sweep([Job(replace(jobs[0].config, seed=1))], tmp_path, workers=0)
+    rows = read_csv(tmp_path / "table.csv")
+    assert sorted((row["lr"], row["seed"]) for row in rows) == [(0.5, 0), (0.5, 1), (1.0, 0), (2.0, 0)]
+    assert {row["id"] for row in rows} == set(load_results(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Costs
+
+
+def test_flops_are_six_a_weight_and_token_and_attention(jobs: list[Job]) -> None:
+    matmuls = 4 * 16 * 16 + 3 * 16 * 44 + 16 * 256  # q, k, v, o; gate, up, down; head
+    assert flops(jobs[0].config) == 6 * matmuls * 16 + 3 * 2 * 2 * (2 * 8 * 8 * 16)  # two products, each 2 T T D flops
+
+
+def test_an_estimate_is_of_the_right_size(text: str) -> None:
+    job = Job(TrainConfig(**TINY | {"steps": 400}, text=(text,)))
+    estimates = [estimate_seconds(Job(replace(job.config, steps=steps))) for steps in (400, 800)]
+    assert estimates[0] < estimates[1] < 2 * estimates[0]
+    assert 0.1 < run(job)["seconds"] / estimates[0] < 10  # a busy machine may be several times slower at one of them
+
+
+def test_the_estimate_of_a_large_run_times_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[TrainConfig] = []
+
+    class Watched(module.Trainer):
+        def __init__(self, config: TrainConfig, *args: Any) -> None:
+            timed.append(config)
+            super().__init__(replace(config, width=64), *args)
+
+    monkeypatch.setattr(module, "Trainer", Watched)
+    large = Job(TrainConfig(**PRESETS["paper"] | {"width": 4096, "layers": 32}))
+    estimate = estimate_seconds(large)
+    assert flops(large.config) > 100 * module.SAMPLE > 100 * flops(timed[0])
+    assert estimate > 3600
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (60, "60 s"), (600, "10.0 min"), (9000, "2.5 h")])
+def test_times_are_said_in_a_fitting_unit(seconds: float, said: str) -> None:
+    assert show_time(seconds) == said
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+@pytest.fixture
+def argv(text: str, tmp_path: Path) -> list[str]:
+    return ["--grid", "lr=0.5:2:2", "--seeds", "2", *OPTIONS, "--text", text, "--out", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes."""
+    monkeypatch.setattr(module, "new_seats", lambda workers, runs=1: [InThisProcess()])
+
+
+@pytest.mark.usefixtures("here")
+def test_the_command_says_what_is_best(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*argv, "--json"]) == 0
+    *text, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    means = {lr: sum(r["loss"] for r in rows if r["lr"] == lr) / 2 for lr in (0.5, 1.0, 2.0)}
+    assert [p["values"]["lr"] for p in found["points"]] == sorted(means, key=lambda lr: means[lr])
+    assert found["points"][0]["loss"] == pytest.approx(min(means.values()))
+    assert found["crashed"] == {}
+    assert text[0] == "3 points, best first:"
+    assert text[-1] == f"every run: {tmp_path / 'out' / 'table.csv'}"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_dry_run_counts_and_writes_nothing(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("6 runs, 0 of them done; the rest takes about ")
+    assert list(tmp_path.iterdir()) == []
+    assert main([*argv[:1], "lr=0.5", *argv[2:], "--quiet"]) == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*argv, "--dry-run", "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["runs"], found["done"]) == (6, 2)
+    assert found["cpu_seconds"] >= 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("here")
+def test_independent_and_random_searches_run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*argv, "--grid", "alpha-res=0.5,1", "--independent", "--json", "--retries", "0"]) == 0
+    *text, last = capsys.readouterr().out.splitlines()
+    stages = [row["stage"] for row in json.loads(last)["search"]]
+    assert stages == ["lr", "alpha_res", "combined", "combined, lr again"]
+    assert [line.rsplit("  ", 2)[0].strip() for line in text[1:5]] == stages
+    assert main([*argv, "--random", "3", "--json", "--quiet"]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert len(points) == 3
+    assert all(0.5 <= p["values"]["lr"] <= 2 for p in points)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_crash_is_a_line_and_status_1(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(job: Job, device: str) -> Record:
+        if (job.config.lr, job.config.seed) == (1.0, 1):
+            raise OSError("disk full")
+        return run(job, device)
+
+    monkeypatch.setattr(module, "run", fails)
+    assert main(argv) == 1
+    out, error = capsys.readouterr()
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    assert len(rows) == 5
+    assert error.startswith("microumup sweep: run ")
+    assert error.endswith(" crashed: OSError: disk full\n")
+    assert error.count("\n") == 1
+    assert out.startswith("3 points, best first")
+
+
+@pytest.mark.usefixtures("here")
+def test_ctrl_c_keeps_what_is_done(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def interrupted(job: Job, device: str) -> Record:
+        made.append(job)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return run(job, device)
+
+    monkeypatch.setattr(module, "run", interrupted)
+    assert main(argv) == 130
+    assert capsys.readouterr().err == "microumup sweep: interrupted; 2 more runs are done, the same command goes on\n"
+    assert len(load_results(tmp_path / "out")) == 2
+    assert main(argv) == 0
+    assert len(made) == 3 + 4
+
+
+BAD = [
+    (["--grid", "lrr=1"], "--grid lrr=1: 'lrr' is no option of train"),
+    (["--grid", "warmup=0.5,2"], "--warmup: 2.0 is no share"),
+    (["--grid", "lr=1", "--grid", "lr=2"], "--lr: is there twice"),
+    (["--grid", "lr=1", "--lr", "2"], "--lr: is there twice"),
+    (["--grid", "lr=1", "--seeds", "0"], "--seeds: 0 is too small"),
+    (["--grid", "lr=1", "--workers", "0"], "--workers: 0 is too small"),
+    (["--grid", "lr=1", "--random", "0"], "--random: 0 is too small"),
+    (["--grid", "lr=1", "--random", "1", "--independent"], "--independent: not allowed with argument --random"),
+    (["--grid", "seed=1", "--independent"], "--independent: needs --grid lr="),
+    (["--grid", "lr=1", "--device", "tpu"], "--device: 'tpu'"),
+    (["--grid", "text=/no/such/file"], "--text /no/such/file: cannot be read"),
+    ([], "--grid: name an option to sweep"),
+]
+
+
+@pytest.mark.parametrize(("options", "complaint"), BAD)
+def test_bad_options_end_in_one_line_and_write_nothing(
+    options: list[str], complaint: str, tmp_path: Path, refused: Refused
+) -> None:
+    assert complaint in refused(main, [*options, *OPTIONS, "--out", str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_left_alone(argv: list[str], tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
+    assert "out holds something else than a sweep" in refused(main, argv)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+
+
+def test_no_dask_is_said_in_one_line(
+    argv: list[str], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    error = refused(main, [*argv, "--cluster", "tcp://127.0.0.1:1"])
+    assert "--cluster: needs dask, pip install 'microumup[cluster]'" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopped from outside
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_sweep_goes_on_and_leaves_no_process_behind(stop: signal.Signals, text: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    argv = [sys.executable, "-m", "microumup", "sweep", "--grid", "lr=2^-2:2^1:2^0.5", *OPTIONS, "--steps", "400"]
+    argv += ["--text", text, "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(list(out.glob("results/*.json"))) >= 2)
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)  # until the last process that could print has ended
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("results/*.json")}
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert error == f"microumup sweep: interrupted; {len(kept)} more runs are done, the same command goes on\n"
+    assert 2 <= len(kept) < 7
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert "7 points, best first" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(load_results(out)) == len(read_csv(out / "table.csv")) == 7
