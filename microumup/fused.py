@@ -46,7 +46,7 @@ __all__ = [
 
 BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
 QUERIES = 64  # of attention at a time: of a block's keys, only those up to its end are looked at
-LOGITS = 1 << 24  # elements of logits at a time, 64 MiB
+LOGITS = 1 << 22  # elements of logits at a time, 16 MiB
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
 
 

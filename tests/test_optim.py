@@ -3,12 +3,13 @@ from math import isclose
 import numpy as np
 import pytest
 
-from microumup import parametrization
+from microumup import optim, parametrization
 from microumup.engine import Tensor, backpropagate
 from microumup.model import ModelConfig, gradient_constants, init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import SGD, AdamW, schedule
+from microumup.threads import Threads
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -165,3 +166,19 @@ def test_state_continues_where_it_was_saved() -> None:
         optimizer.step(grads, 1.0)
         resumed.step(grads, 1.0)
     assert all(np.array_equal(params[name], copy[name]) for name in SHAPES)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("optimizer", [AdamW, SGD])
+def test_shares_of_threads_and_blocks_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, optimizer: type[AdamW] | type[SGD], threads: int
+) -> None:
+    alone, shared = start(), start()
+    one, many = (optimizer(params, {"a": 1.0, "b": 0.5}, lr=0.1, weight_decay=0.01) for params in (alone, shared))
+    for grads in GRADS:
+        one.step(grads, 0.7)
+    monkeypatch.setattr(optim, "BLOCK", 2)
+    for grads in GRADS:
+        many.step(grads, 0.7, Threads(threads))
+    assert one.updates == many.updates == len(GRADS)
+    assert all(np.array_equal(w, shared[name]) for name, w in alone.items())

@@ -11,8 +11,8 @@ from conftest import Refused
 from microumup import train as train_module
 from microumup.data import Corpus
 from microumup.engine import Tensor
-from microumup.ranges import read_scales
-from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, main, train
+from microumup.ranges import linear_ranges, read_scales
+from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, load_config, main, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
 OPTIONS = ["--width", "16", "--head-dim", "8", "--layers", "1", "--seq-len", "16", "--batch-size", "4", "--steps", "8"]
@@ -84,6 +84,70 @@ def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(corpus: Corpus,
         for run in (whole, resumed)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("scheme", ["umup", "sp"])
+@pytest.mark.parametrize("threads", [2, 3])  # 3: shares of 1, 1 and 2 sequences
+def test_threads_change_nothing_but_rounding(corpus: Corpus, scheme: str, threads: int) -> None:
+    config = replace(SMALL, scheme=scheme, lr=2**-6)
+    one, many = Trainer(config, corpus), Trainer(replace(config, threads=threads), corpus)
+    for step in range(3):  # of which each enlarges what the one before left
+        assert many.update(step) == pytest.approx(one.update(step), rel=1e-5)
+    for name, w in one.params.items():
+        assert np.linalg.norm(many.params[name] - w) <= 1e-5 * np.linalg.norm(w), name
+
+
+def test_the_same_number_of_threads_gives_the_same_bits(corpus: Corpus) -> None:
+    config = replace(SMALL, threads=2)
+    first, second = (train(config, corpus) for _ in range(2))
+    assert first[1]["loss_final"] == second[1]["loss_final"]
+    assert all(np.array_equal(w, second[0].params[name]) for name, w in first[0].params.items())
+
+
+def test_ranges_are_of_the_whole_batch_whatever_the_threads(corpus: Corpus) -> None:
+    seen: list[Any] = []
+    for threads in (1, 3):
+        config = replace(SMALL, threads=threads)
+        Trainer(config, corpus).update(0, watch=lambda _, losses: seen.append(linear_ranges(losses)))
+    assert seen[0].keys() == seen[1].keys()
+    for name, r in seen[0].items():
+        assert seen[1][name] == (*r[:2], pytest.approx(r.rms, rel=1e-6), pytest.approx(r.absmax, rel=1e-6), *r[4:])
+
+
+def test_more_threads_than_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="--threads: 5 is more than --batch-size 4"):
+        replace(SMALL, threads=5)
+
+
+def test_the_command_takes_all_cores_and_notes_how_many(
+    shipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "cores", lambda: 3)
+    assert main([*OPTIONS, "--quiet", "--out", str(tmp_path / "all")]) == 0
+    assert main([*OPTIONS, "--quiet", "--out", str(tmp_path / "one"), "--threads", "1"]) == 0
+    assert [load_config(tmp_path / name).threads for name in ("all", "one")] == [3, 1]
+
+
+def test_a_summed_loss_has_the_gradients_of_the_mean_one_times_its_tokens(corpus: Corpus) -> None:
+    tokens = SMALL.batch_size * SMALL.seq_len
+    norms = [Trainer(replace(SMALL, loss_scale=scale), corpus).update(0) for scale in (1.0, float(tokens))]
+    assert norms[1][0] == norms[0][0]  # the loss itself is the mean
+    assert norms[1][1] == pytest.approx(tokens * norms[0][1], rel=1e-6)
+
+
+def test_sgd_divides_by_the_scale_of_the_loss(corpus: Corpus) -> None:
+    config = replace(SMALL, optimizer="sgd", lr=1.0)
+    plain, scaled = Trainer(config, corpus), Trainer(replace(config, loss_scale=64.0), corpus)
+    for step in range(3):
+        plain.update(step)
+        scaled.update(step)
+    assert all(np.array_equal(w, scaled.params[name]) for name, w in plain.params.items())  # 64 is a power of two
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])
+def test_a_loss_scale_that_is_none_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=r"--loss-scale: .* is not a positive finite number"):
+        replace(SMALL, loss_scale=scale)
 
 
 def test_watching_a_step_does_not_change_it(corpus: Corpus) -> None:

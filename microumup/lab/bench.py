@@ -13,13 +13,13 @@ to the faster.
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -32,9 +32,10 @@ from microumup.fp8 import E4M3, E5M2, Format, quantize
 from microumup.lab import ledger
 from microumup.lab.twins import TWINS, Twin, load_peer
 from microumup.lab.workers import run_all
-from microumup.model import check_least
+from microumup.model import check_least, init_params
 from microumup.train import TrainConfig, Trainer
 
+T = TypeVar("T")
 Program = Callable[[], Any]
 Shape = dict[str, Any]
 
@@ -67,17 +68,21 @@ def new_program(name: str, shape: Shape, threads: int) -> Program:
 def new_trainer(shape: Shape, threads: int, **options: Any) -> Trainer:
     """A Trainer of `shape` on random tokens."""
     config = TrainConfig(**shape, threads=threads, **options)
-    dtype = np.uint8 if config.vocab_size <= BYTES else np.uint16
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, 2**17, dtype=dtype)
+    tokens = random_tokens(config)
     return Trainer(config, Corpus("random tokens", tokens, tokens, ByteTokenizer()))
 
 
 def new_twin(peer: str, shape: Shape, threads: int, *, fused: bool = False) -> Twin:
     """The peer, with the weights and the batch of our step."""
-    ours = new_trainer(shape, threads, scheme=TWINS[peer].scheme)
-    c = ours.config
-    first = batch(ours.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=0)
-    return TWINS[peer](c, ours.params, first, fused=fused, threads=threads)
+    c = TrainConfig(**shape, scheme=TWINS[peer].scheme)
+    first = batch(random_tokens(c), seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=0)
+    return TWINS[peer](c, init_params(c, c.seed), first, fused=fused, threads=threads)
+
+
+def random_tokens(config: TrainConfig) -> Array:
+    """The text that all programs train on."""
+    dtype = np.uint8 if config.vocab_size <= BYTES else np.uint16
+    return np.random.default_rng(0).integers(0, config.vocab_size, 2**17, dtype=dtype)
 
 
 def our_loss_and_gradients(shape: Shape, threads: int, scheme: str) -> tuple[float, dict[str, Array]]:
@@ -110,12 +115,18 @@ def take_turns(
 ) -> dict[str, Array]:
     """Seconds of each program in each of `rounds` turns, after one of warm-up. Every other turn goes backwards."""
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in tqdm(range(rounds + 1), desc=what, unit="turn", leave=False, disable=None if progress else True):
+    for turn in bar(range(rounds + 1), what, progress):
         for name in list(programs)[:: 1 if turn % 2 else -1]:
             start = perf_counter()
             programs[name]()
             times[name].append(perf_counter() - start)
     return {name: np.array(seconds[1:]) for name, seconds in times.items()}
+
+
+def bar(things: Iterable[T], what: str, progress: bool) -> Iterable[T]:
+    """`things`, under a bar on a terminal while they are gone through."""
+    found: Iterable[T] = tqdm(things, desc=what, leave=False, disable=None if progress else True)
+    return found
 
 
 class Ratio(NamedTuple):
@@ -180,17 +191,18 @@ def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progres
     shape = CONFIGS[name]
     schemes = list(dict.fromkeys([OURS, *(TWINS[peer].scheme for peer in peers)]))
     variants = {peer: [f"{peer}{suffix}" for suffix in ("", FUSED)] for peer in peers}
-    agreement = {peer: check(peer, shape, threads) for peer in peers}
+    agreement = {peer: check(peer, shape, threads) for peer in bar(peers, f"config {name}, agreement", progress)}
     calls = ledger.count_step(lambda: new_program(OURS, shape, threads))
     names = [*schemes, *(variant for of_peer in variants.values() for variant in of_peer)]
     programs = {program: new_program(program, shape, threads) for program in names}
     programs[PRODUCTS] = ledger.products_alone(calls)
-    times = take_turns(programs, rounds, progress=progress, what=f"config {name}")
+    times = take_turns(programs, rounds, progress=progress, what=f"config {name}, time")
 
     step_ms = {program: 1000 * float(np.median(seconds)) for program, seconds in times.items()}
     fastest = {peer: min(variants[peer], key=lambda variant: step_ms[variant]) for peer in peers}
     ratios = {peer: ratio(times[TWINS[peer].scheme], times[fastest[peer]]) for peer in peers}
     to_products = ratio(times[OURS], times[PRODUCTS])
+    measured = bar([*schemes, *fastest.values()], f"config {name}, memory", progress)
     flops = sum(call.gemm_flops for call in calls)
     return {
         "config": name, "threads": threads, "rounds": rounds, "agreement": agreement, "step_ms": step_ms,
@@ -200,7 +212,7 @@ def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progres
         "umup_over_sp": ratio(times["umup"], times["sp"]).median if "sp" in times else None,
         "gemm_ratio": to_products.median, "gemm_ratio_spread": [to_products.low, to_products.high],
         "gemm_share": 1 / to_products.median, "gemm_gflops": flops / step_ms[PRODUCTS] / 1e6,
-        "peak_growth_mib": {program: peak_growth(program, shape, threads) for program in (*schemes, *fastest.values())},
+        "peak_growth_mib": {program: peak_growth(program, shape, threads) for program in measured},
     }  # fmt: skip
 
 

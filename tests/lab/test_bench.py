@@ -156,6 +156,21 @@ def test_against_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_what_is_made_of_the_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = {"umup": 1.0, "sp": 2.0, "torch": 8.0, "torch, fused AdamW": 4.0, "its matrix products alone": 0.5}
+    times = {name: np.array([s, 2 * s]) for name, s in seconds.items()}
+    monkeypatch.setattr(bench, "take_turns", lambda programs, rounds, **_: {name: times[name] for name in programs})
+    _, found = run(["--vs", "torch"], capsys)
+    assert found["fastest"] == {"torch": "torch, fused AdamW"}
+    assert found["ratio_to"] == {"torch": 0.5}  # of sp, which it is the twin of
+    assert (found["umup_over_sp"], found["gemm_ratio"], found["gemm_share"]) == (0.5, 2.0, 0.5)
+    assert found["step_ms"]["umup"] == 1500
+    tokens, params, pairs = 2 * 8, 4 * 16**2 + 3 * 16 * 44 + 16 * 256, 2 * 8 * 8
+    flops = 6 * params * tokens + 12 * pairs * 16
+    assert found["gemm_gflops"] == pytest.approx(flops / 0.75 / 1e9)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_peer_that_computes_something_else_is_not_timed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
