@@ -71,6 +71,18 @@ def test_the_speed_of_fp8_is_the_committed_result() -> None:
     assert f"{min(steps)} to {max(steps)} of one in float32" in README
 
 
+def test_the_table_of_speed_is_the_committed_result() -> None:
+    one, two = (json.loads((ROOT / "docs" / f"speed-{n}.json").read_text())["benches"] for n in (1, 2))
+    for alone, both in zip(one, two, strict=True):
+        assert (alone["threads"], both["threads"]) == (1, 2)
+        memory = alone["peak_growth_mib"]
+        ratios = [alone["ratio_to"]["torch"], alone["ratio_to"]["unit-scaling"], alone["gemm_ratio"]]
+        ratios += [both["ratio_to"]["torch"], alone["step_ms"]["umup"] / both["step_ms"]["umup"]]
+        ratios += [memory["sp"] / memory[alone["fastest"]["torch"]]]
+        cells = [f"{alone['step_ms']['umup']:.0f} ms", *(f"{ratio:.2f}" for ratio in ratios)]
+        assert f"| {alone['config']} | {' | '.join(cells)} |" in README
+
+
 def test_the_two_commands_set_themselves_up() -> None:
     commands = re.findall(
         r"^python3 -m venv \.venv && \.venv/bin/pip install .* && \.venv/bin/python -m (\S+)$", README, re.MULTILINE

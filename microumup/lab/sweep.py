@@ -146,8 +146,8 @@ def sweep(
 
     Runs are as many processes as there are `workers`, in this one if that is 0, or tasks of the dask scheduler at
     `cluster`. Each leaves OUT/results/ID.json and a line in OUT/table.csv. Raises ValueError before anything is written
-    when `out` holds something else, a text cannot be read, or there is no such cluster; and Crashed at the end when
-    runs failed, having been tried `retries` times more.
+    when `out` holds something else, a text cannot be read, or there is no such cluster; ConnectionError when it goes;
+    and Crashed at the end when runs failed, having been tried `retries` times more.
     """
     check_out(out)
     unique = {run_id(job): job for job in jobs}
@@ -168,6 +168,8 @@ def sweep(
         ))  # fmt: skip
 
         def show() -> None:
+            if client and client.status != "running":  # its futures would never come
+                raise ConnectionError(f"--cluster: {cluster} is gone; what is done is kept, the same command goes on")
             bar.set_description_str(f"{sum(id in records for id in unique)}/{len(unique)} runs")
 
         def keep(id: str, record: Record) -> None:

@@ -84,3 +84,22 @@ def test_every_result_is_there_once_though_a_worker_is_killed(
     assert sorted(row["id"] for row in read_csv(out / "table.csv")) == sorted(run_id(job) for job in jobs)
     here = sweep(jobs[:1], tmp_path / "here", workers=0)[0]
     assert records[0]["loss"] == here["loss"]
+
+
+def test_a_scheduler_that_is_gone_ends_the_sweep_and_keeps_what_is_done(
+    cluster: tuple[str, Processes], text: str, tmp_path: Path
+) -> None:
+    address, (*_, scheduler) = cluster
+    out = tmp_path / "out"
+    jobs = [Job(TrainConfig(**TINY, steps=300, seed=seed, text=(text,))) for seed in range(20)]
+
+    def kill() -> None:
+        wait_until(lambda: len(list(out.glob("results/*.json"))) >= 2)
+        scheduler.send_signal(signal.SIGKILL)
+
+    killer = Thread(target=kill)
+    killer.start()
+    with pytest.raises(ConnectionError, match="is gone; what is done is kept"):
+        sweep(jobs, out, workers=1, cluster=address)
+    killer.join()
+    assert 2 <= len(load_results(out)) < 20
