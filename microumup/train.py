@@ -9,7 +9,7 @@ as one that was not.
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from math import isfinite, sqrt
 from pathlib import Path
@@ -54,6 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+TOKENS_PER_THREAD = 512  # with less, threads mostly wait for the interpreter
+
 TYPICAL_LR = ", ".join(f"{row.typical_lr:.3g} for {name}" for name, row in SCHEMES.items())
 
 
@@ -76,7 +78,7 @@ class TrainConfig(ModelConfig):
         1.0, "what is differentiated is this times the mean loss: batch size x seq len sums it, with gradients to match"
     )
     seed: int = option(0, "of the initial weights and the batches")
-    threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes all cores")
+    threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes one per core")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,6 +292,12 @@ def load_config(run_dir: Path) -> TrainConfig:
         raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None
 
 
+def suitable_threads(config: TrainConfig) -> int:
+    """A thread for each core that gets TOKENS_PER_THREAD or more of a batch, and a sequence or more."""
+    c = config
+    return max(1, min(cores(), c.batch_size, c.batch_size * c.seq_len // TOKENS_PER_THREAD))
+
+
 def casts_or_fp8(config: ModelConfig) -> dict[str, LinearFormats]:
     """What the model casts to, or would in FP8 if it casts nothing: the formats to hold its scales against."""
     return parse_recipe("fp8" if config.fp8 == "none" else config.fp8)
@@ -328,10 +336,11 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
         if args.resume and (args.resume / "result.json").exists():
             raise ValueError(f"--resume: the run in {args.resume} is finished; see its result.json")
-        options = PRESETS[args.preset] | options
-        options.setdefault("threads", min(cores(), options.get("batch_size", TrainConfig.batch_size)))
-        config = load_config(args.resume) if args.resume else TrainConfig(**options)
         device = choose_device(args.device)
+        options = PRESETS[args.preset] | options
+        config = load_config(args.resume) if args.resume else TrainConfig(**options)
+        if device == "cpu" and not args.resume and "threads" not in options:
+            config = replace(config, threads=suitable_threads(config))
         text = [Path(path) for path in config.text]
         if config.vocab_size > BYTES:
             say(f"learning {config.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")

@@ -12,7 +12,7 @@ from microumup import train as train_module
 from microumup.data import Corpus
 from microumup.engine import Tensor
 from microumup.ranges import linear_ranges, read_scales
-from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, load_config, main, train
+from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, load_config, main, suitable_threads, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
 OPTIONS = ["--width", "16", "--head-dim", "8", "--layers", "1", "--seq-len", "16", "--batch-size", "4", "--steps", "8"]
@@ -119,10 +119,22 @@ def test_more_threads_than_sequences_are_refused() -> None:
         replace(SMALL, threads=5)
 
 
-def test_the_command_takes_all_cores_and_notes_how_many(
+@pytest.mark.parametrize(
+    ("cores", "batch_size", "seq_len", "threads"),
+    [(2, 16, 64, 2), (64, 16, 64, 2), (64, 16, 128, 4), (1, 16, 64, 1), (8, 2, 4096, 2), (8, 4, 16, 1)],
+)
+def test_a_thread_has_a_core_512_tokens_and_a_sequence(
+    monkeypatch: pytest.MonkeyPatch, cores: int, batch_size: int, seq_len: int, threads: int
+) -> None:
+    monkeypatch.setattr(train_module, "cores", lambda: cores)
+    assert suitable_threads(TrainConfig(batch_size=batch_size, seq_len=seq_len)) == threads
+
+
+def test_the_command_notes_how_many_threads_it_took(
     shipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_module, "cores", lambda: 3)
+    monkeypatch.setattr(train_module, "TOKENS_PER_THREAD", 1)
     assert main([*OPTIONS, "--quiet", "--out", str(tmp_path / "all")]) == 0
     assert main([*OPTIONS, "--quiet", "--out", str(tmp_path / "one"), "--threads", "1"]) == 0
     assert [load_config(tmp_path / name).threads for name in ("all", "one")] == [3, 1]
