@@ -145,12 +145,13 @@ def attention_forward(
         rows = slice(start, min(start + QUERIES, T))
         seen = S - T + rows.stop
         p = qh[:, :, rows] @ kt[..., :seen]  # (B, H, n, seen)
+        n = rows.stop - start
         future = p[..., S - T + start :]  # (B, H, n, n), with the future above its diagonal
         if _too_large(p):
-            future += causal_mask(np, *future.shape[-2:], p.dtype)
+            future += causal_mask(np, n, n, p.dtype)
             p -= p.max(axis=-1, keepdims=True)
         np.exp(p, out=p)
-        future *= np.tri(future.shape[-1], dtype=p.dtype)
+        future *= np.tri(n, dtype=p.dtype)
         inverse_sum = 1 / np.vecdot(p, np.ones(seen, p.dtype))[..., None]  # (B, H, n, 1)
         np.matmul(p, vh[:, :, :seen], out=yh[:, :, rows])
         yh[:, :, rows] *= inverse_sum * scale.y
