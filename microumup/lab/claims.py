@@ -6,7 +6,7 @@ it has to be, and the verdict, which one function gives.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import inf, isnan, log, log2, nan
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ class Data(NamedTuple):
     runs: Rows  # a row per run; where there are none, per measurement
     ranges: Rows  # a row per run, step and tensor, where the figure looks at tensors; else none
 
+
+EQ12, EQ22 = "eq. 12", "eq. 22 as printed"  # by which rule τ is worked out
 
 HOLDS, PARTLY, FAILS = "holds", "holds partly", "does not hold at this scale"
 REPORTED, NOT_JUDGED = "reported", "not judged"
@@ -95,6 +97,13 @@ def together(verdicts: Sequence[str]) -> str:
     return FAILS if all(verdict == FAILS for verdict in judged) else PARTLY
 
 
+def amount(value: float | None, unit: str) -> str:
+    """A number as it is shown; differences have their sign."""
+    if value is None:
+        return "–"
+    return {"nats": f"{value:+.3f}", "octaves": f"{value:+.2f}"}.get(unit, f"{value:.3g}")
+
+
 def claim(text: str, estimate: Estimate, criterion: Criterion, *, unit: str, paper: str = "") -> Claim:
     """A claim with its verdict."""
     effect = None if isnan(estimate.value) else estimate.value
@@ -141,7 +150,7 @@ def by_seed(rows: Rows) -> dict[int, Rows]:
 
 
 def over_seeds(measure: Callable[..., float], *groups: Rows) -> Estimate:
-    """The mean of `measure` of each seed's rows in every group, with its interval; of the seeds that all groups have."""
+    """The mean over seeds, with its interval, of `measure` of a seed's rows in each group; of seeds that all have."""
     split = [by_seed(rows) for rows in groups]
     shared = set.intersection(*map(set, split)) if split else set()
     return mean_interval([measure(*(rows[seed] for rows in split)) for seed in sorted(shared)])
@@ -175,9 +184,9 @@ def sizes_with_seeds(rows: Rows, column: str = "width") -> list[int]:
 
 
 def label(line: str, rows: Rows) -> str:
-    """A line's name; with µP's base width where the rows have more than one µP."""
-    both = {"mup", "mup-small"} <= set(values(rows, "line"))
-    return f"{NAMES[line]} ({'large' if line == 'mup' else 'small'} base)" if both and line in ("mup", "mup-small") else NAMES[line]
+    """A line's name; with µP's base width where the rows have more than one."""
+    bases = {row["line"]: row["base_width"] for row in rows if "base_width" in row and NAMES[row["line"]] == "µP"}
+    return f"{NAMES[line]}, base width {bases[line]}" if line in bases and len(bases) > 1 else NAMES[line]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,9 +219,9 @@ def fig1_left(data: Data) -> list[Claim]:
         text = f"{label(line, runs)}: what the learning rate best at width {narrow} costs at width {wide}"
         found.append(claim(text, regret, criterion, unit="nats", paper="much" if line == "sp" else "little"))
     for line in lines:
-        width = over_seeds(lambda rows: basin_width(curve(rows)).octaves, where(runs, line=line, width=wide))
+        basin = over_seeds(lambda rows: basin_width(curve(rows)).octaves, where(runs, line=line, width=wide))
         text = f"{label(line, runs)}: width of the basin, 0.02 nats above the lowest loss, at width {wide}"
-        found.append(claim(text, width, REPORT, unit="octaves", paper="u-µP's is wider than µP's"))
+        found.append(claim(text, basin, REPORT, unit="octaves wide", paper="u-µP's is wider than µP's"))
     for line in (line for line in ("mup", "mup-small") if line in lines):
         for width in values(where(runs, line=line), "width"):
             ends = where(runs, line="umup", width=width), where(runs, line=line, width=width)
@@ -220,13 +229,15 @@ def fig1_left(data: Data) -> list[Claim]:
             text = f"{label(line, runs)}: its lowest loss is above u-µP's at width {width} by"
             found.append(claim(text, gap(*ends), criterion, unit="nats", paper="above 0"))
     for steps, width in sorted({(row["steps"], row["width"]) for row in long}):
-        ends = tuple(where(long, line=line, steps=steps, width=width) for line in ("umup", "mup"))
+        own, others = (where(long, line=line, steps=steps, width=width) for line in ("umup", "mup"))
         text = f"{label('mup', runs)}: the same at width {width}, {steps} steps"
-        found.append(claim(text, gap(*ends), REPORT, unit="nats", paper="above 0"))
-    for width, twice in zip(widths, widths[1:], strict=False):
+        found.append(claim(text, gap(own, others), REPORT, unit="nats", paper="above 0"))
+    for width, twice in pairwise(widths):
         ends = where(runs, line="mup", width=twice), where(runs, line="umup", width=width)
         text = f"u-µP's lowest loss at width {width} is above µP's at width {twice} by"
-        found.append(claim(text, gap(*ends), REPORT, unit="nats", paper="u-µP reaches the loss of µP at twice its width"))
+        found.append(
+            claim(text, gap(*ends), REPORT, unit="nats", paper="u-µP reaches the loss of µP at twice its width")
+        )
     return found
 
 
@@ -256,9 +267,9 @@ def embedding_lr(data: Data, criteria: dict[str, Criterion], paper: dict[str, st
     widths = values(data.runs, "width")
     found = []
     for line, criterion in criteria.items():
-        ends = tuple(where(data.runs, line=line, width=width) for width in (widths[0], widths[-1]))
+        ends = where(data.runs, line=line, width=widths[0]), where(data.runs, line=line, width=widths[-1])
         text = f"{NAMES[line]}: the best η̂_emb moves from width {widths[0]} to {widths[-1]} by"
-        found.append(claim(text, drift(*ends, "eta_emb"), criterion, unit="octaves", paper=paper[line]))
+        found.append(claim(text, drift(*ends, x="eta_emb"), criterion, unit="octaves", paper=paper[line]))
         regret = over_seeds(lambda a, b: transfer_regret(curve(a, "eta_emb"), curve(b, "eta_emb")), *ends)
         text = f"{NAMES[line]}: what the η̂_emb best at width {widths[0]} costs at width {widths[-1]}"
         found.append(claim(text, regret, REPORT, unit="nats"))
@@ -285,10 +296,10 @@ LONG_WIDTH = 64  # at the full number of steps and this width less is allowed
 
 
 def cast_gap(rows: Rows, fp8: str) -> Estimate:
-    """Loss in FP8 minus loss in float32, in nats."""
+    """Loss in FP8 minus loss in float32, in nats. NaN where float32 diverged."""
 
     def measure(cast: Rows, plain: Rows) -> float:
-        return loss_or_guess(cast[0]) - loss_or_guess(plain[0])
+        return loss_or_guess(cast[0]) - loss_of(plain[0])
 
     return over_seeds(measure, where(rows, fp8=fp8), where(rows, fp8="none"))
 
@@ -308,7 +319,7 @@ def casts(data: Data) -> list[Claim]:
             here = where(runs, line=line, width=width, steps=longest, fp8="none")
             share = over_seeds(lambda rows: nan_if_none(rows[0]["flushed"]), here)
             text = f"{NAMES[line]}: share of all dy that E4M3 turns into zeros at init, width {width}"
-            found.append(claim(text, share, criterion, unit="of 1"))
+            found.append(claim(text, share, criterion, unit=""))
     return found
 
 
@@ -362,7 +373,11 @@ class Search(NamedTuple):
 
 def hyperparameters(rows: Rows) -> list[str]:
     """The columns that are searched beside the learning rate."""
-    return [name for name in rows[0] if name not in ("line", "lr", "seed", "vocab_size", "loss", "diverged", "seconds", "version")]
+    return [
+        name
+        for name in rows[0]
+        if name not in ("line", "lr", "seed", "vocab_size", "loss", "diverged", "seconds", "version")
+    ]
 
 
 def changed(row: Row, names: Sequence[str]) -> list[str]:
@@ -374,9 +389,12 @@ def independent_search(rows: Rows) -> tuple[Search, Rows]:
     """The phases of one seed's search, found again in its rows as it went; and the rows that were no part of it."""
     names = hyperparameters(rows)
     first = [row for row in rows if not changed(row, names)]
-    start = min(first, key=loss_of)
+    start = min(sorted(first, key=lambda row: float(row["lr"])), key=loss_of)  # of equal ones the lowest, as it went
     lines = [row for row in rows if len(changed(row, names)) == 1 and row["lr"] == start["lr"]]
-    best = {name: min([start, *(row for row in lines if changed(row, names) == [name])], key=loss_of) for name in names}
+    best = {}
+    for name in names:
+        candidates = [start, *(row for row in lines if changed(row, names) == [name])]
+        best[name] = min(sorted(candidates, key=lambda row, name=name: float(row[name])), key=loss_of)  # type: ignore[misc]
     together = where(rows, **{name: best[name][name] for name in names})
     same_lr = where(together, lr=start["lr"])
     found = Search(
@@ -430,7 +448,7 @@ def fig2_right(data: Data) -> list[Claim]:
         claims.append(claim(f"{name}: line searches gain, over the learning rate alone", gain, REPORT, unit="nats"))
         drawn = [loss_or_guess(row) for row in random_draws(where(data.runs, line=line))]
         best = exactly(expected_best(drawn, 30)) if drawn else mean_interval([])
-        claims.append(claim(f"{name}: a random search of 30 runs finds", best, REPORT, unit="nats"))
+        claims.append(claim(f"{name}: a random search of 30 runs finds", best, REPORT, unit="nats per token"))
     return claims
 
 
@@ -464,9 +482,11 @@ def coupled(data: Data, paper: str) -> list[Claim]:
     mean = mean_interval(np.mean(list(by_pair.values()), axis=0).tolist())
     most = max(by_pair, key=lambda pair: float(np.mean(by_pair[pair])))
     return [
-        claim("the optimum of another row or column costs, on average over all pairs", mean, REPORT, unit="nats", paper=paper),
-        claim(f"and of the pair that is coupled most, {' and '.join(most)}", mean_interval(by_pair[most]), REPORT, unit="nats"),
-    ]  # fmt: skip
+        claim(
+            "the optimum of another row or column costs, mean over all pairs", mean, REPORT, unit="nats", paper=paper
+        ),
+        claim(f"the same of the most coupled, {' and '.join(most)}", mean_interval(by_pair[most]), REPORT, unit="nats"),
+    ]
 
 
 def fig10(data: Data) -> list[Claim]:
@@ -507,8 +527,9 @@ def fig6(data: Data) -> list[Claim]:
             criterion = REPORT if axis == "layers" else DRIFTS_LITTLE
             text = f"{NAMES[line]}: the best learning rate moves from {sizes[0]} to {sizes[-1]} {words} by"
             found.append(claim(text, drift(*ends), criterion, unit="octaves", paper="similar or better than µP's"))
-    deepest = max(values(data.runs, "layers"))
-    deep = {line: where(data.runs, line=line, layers=deepest) for line in ("umup", "mup-small", "sp")}
+    by_depth = along(data.runs, "layers")
+    deepest = max(values(by_depth, "layers"))
+    deep = {line: where(by_depth, line=line, layers=deepest) for line in ("umup", "mup-small", "sp")}
     for better, worse in (("umup", "mup-small"), ("mup-small", "sp")):
         text = f"{deepest} layers: {NAMES[worse]}'s lowest loss is above {NAMES[better]}'s by"
         found.append(claim(text, gap(deep[better], deep[worse]), DEEP_LOSS, unit="nats", paper="above 0"))
@@ -531,14 +552,25 @@ def fig3(data: Data) -> list[Claim]:
     """The range of all tensors' RMS at the first step and at the last."""
     steps, found = values(data.ranges, "step"), []
     for line in ("umup", "mup-small"):
-        for step, when, limits in ((steps[0], "at init", (INIT_LOW, INIT_HIGH)), (steps[-1], "at the end", (END_LOW, END_HIGH))):
+        for step, when, limits in (
+            (steps[0], "at init", (INIT_LOW, INIT_HIGH)),
+            (steps[-1], "at the end", (END_LOW, END_HIGH)),
+        ):
             here = where(data.ranges, line=line, step=step)
             for which, words, limit in zip((min, max), ("smallest", "largest"), limits, strict=True):
                 extreme = over_seeds(lambda rows, which=which: which(log2_rms(rows).values()), here)
                 text = f"{NAMES[line]}: log2 of the {words} RMS {when}"
                 paper = "near 0" if when == "at init" else "in E4M3's range, -9 to 8.8"
                 criterion = limit if line == "umup" else REPORT
-                found.append(claim(text, extreme, criterion, unit="octaves", paper=paper if line == "umup" else "weights and gradients low"))
+                found.append(
+                    claim(
+                        text,
+                        extreme,
+                        criterion,
+                        unit="octaves",
+                        paper=paper if line == "umup" else "weights and gradients low",
+                    )
+                )
     return found
 
 
@@ -561,9 +593,18 @@ def fig8(data: Data) -> list[Claim]:
         own = over_seeds(lambda a, b, tensor=tensor: growth(a, b)[tensor], *ends)
         found.append(claim(f"u-µP: {tensor} grows by", own, REPORT, unit="octaves", paper="grows"))
         lead = over_seeds(
-            lambda a, b, tensor=tensor: growth(a, b)[tensor] - max(v for k, v in growth(a, b).items() if k not in two), *ends
+            lambda a, b, tensor=tensor: growth(a, b)[tensor] - max(v for k, v in growth(a, b).items() if k not in two),
+            *ends,
         )
-        found.append(claim(f"u-µP: {tensor} grows more than any third tensor by", lead, GROWS_MOST, unit="octaves", paper="grows most"))
+        found.append(
+            claim(
+                f"u-µP: {tensor} grows more than any third tensor by",
+                lead,
+                GROWS_MOST,
+                unit="octaves",
+                paper="grows most",
+            )
+        )
     return found
 
 
@@ -625,7 +666,7 @@ def table1(data: Data) -> list[Claim]:
             rows = [row for row in where(data.runs, scheme=scheme) if row["quantity"] in quantities]
             text = f"{name}: {words} measured on models differ from Table 1 by at most"
             estimate = largest(rows, lambda row: abs(row["measured"] / row["paper"] - 1))
-            found.append(claim(text, estimate, criterion, unit="of 1", paper="0"))
+            found.append(claim(text, estimate, criterion, unit="", paper="0"))
     return found
 
 
@@ -639,38 +680,38 @@ def table4(data: Data) -> list[Claim]:
     silu = where(data.runs, op="gated_silu")
     return [
         claim("ops whose factor is exact: RMS differs from what it should be by at most",
-              largest([r for r in data.runs if r["op"] not in modelled], off), SAMPLED, unit="of 1", paper="0"),
+              largest([r for r in data.runs if r["op"] not in modelled], off), SAMPLED, unit="", paper="0"),
         claim("gated_silu, α from 1/8 to 8: RMS of its output differs from 1 by at most",
-              largest(where(silu, tensor="y"), off), FORWARD_SILU, unit="of 1", paper="0"),
+              largest(where(silu, tensor="y"), off), FORWARD_SILU, unit="", paper="0"),
         claim("and of its gradients by at most", largest([r for r in silu if r["tensor"] != "y"], off), BACKWARD_SILU,
-              unit="of 1", paper="0"),
+              unit="", paper="0"),
         claim("attention over 16 to 256 tokens: RMS differs from 1 by at most",
-              largest(where(data.runs, op="attention"), off), ATTENTION, unit="of 1", paper="0"),
+              largest(where(data.runs, op="attention"), off), ATTENTION, unit="", paper="0"),
         claim("every tensor of a new u-µP model: RMS differs from what the rules imply by at most",
-              largest(where(data.runs, op="model"), off), WHOLE_MODEL, unit="of 1"),
+              largest(where(data.runs, op="model"), off), WHOLE_MODEL, unit=""),
     ]  # fmt: skip
 
 
 def lemma_c1(data: Data) -> list[Claim]:
     """Whether the two networks are one."""
-    proven, printed = (where(data.runs, rule=rule) for rule in ("eq. 12", "eq. 22 as printed"))
+    proven, printed = (where(data.runs, rule=rule) for rule in (EQ12, EQ22))
     return [
-        claim("with τ of eq. (12) the two networks differ by at most", largest(proven, lambda r: r["difference"]), EQUAL,
-              unit="of 1", paper="0"),
+        claim("with τ of eq. (12) the two networks differ by at most",
+              largest(proven, lambda row: float(row["difference"])), EQUAL, unit="", paper="0"),
         claim("with τ as eq. (22) prints it they differ by at least",
-              exactly(min(r["difference"] for r in printed)), DIFFERENT, unit="of 1", paper="0"),
+              exactly(min(r["difference"] for r in printed)), DIFFERENT, unit="", paper="0"),
     ]  # fmt: skip
 
 
 def eq22(data: Data) -> list[Claim]:
     """Whether α_res is what it is called."""
-    proven, printed = (where(data.runs, rule=rule) for rule in ("eq. 12", "eq. 22 as printed"))
+    proven, printed = (where(data.runs, rule=rule) for rule in (EQ12, EQ22))
 
     def off(row: Row) -> float:
         return abs(row["ratio"] - 1)
 
     return [
         claim("with τ of eq. (12) σ(residual)/σ(embedding) differs from α_res = 1 by at most", largest(proven, off),
-              EQUAL, unit="of 1", paper="0"),
-        claim("with τ as eq. (22) prints it, by up to", largest(printed, off), OFF, unit="of 1", paper="0"),
+              EQUAL, unit="", paper="0"),
+        claim("with τ as eq. (22) prints it, by up to", largest(printed, off), OFF, unit="", paper="0"),
     ]  # fmt: skip

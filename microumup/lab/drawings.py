@@ -1,13 +1,15 @@
 """How each figure is drawn, from the rows of its CSV: one look for all.
 
-A scheme has its colour, marker and dashes everywhere. Of several sizes in one panel the largest is darkest, and each has
-dashes of its own, so that nothing hangs on colour.
+A scheme has its colour, marker and dashes everywhere. Of several sizes in one panel the largest is darkest, and each
+has dashes of its own, so that nothing hangs on colour.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import import_module
 from math import isfinite, log, log2, nan
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 DASHES = (":", "-.", "--", "-", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))  # of sizes, the last that are used end with "-"
 NATS = "training loss (nats per token)"
-LR = "learning rate η"
+LR, EMB_LR = "learning rate η", r"factor of the embedding's learning rate, $\hat\eta_\mathrm{emb}$"
 
 
 def save(figure: Any, paths: Iterable[Path]) -> None:
@@ -37,9 +39,20 @@ def save(figure: Any, paths: Iterable[Path]) -> None:
     settings = {"svg.hashsalt": "microumup", "svg.fonttype": "path"}
     with import_module("matplotlib").rc_context(settings):
         for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            checkpoint.write_atomically(path, lambda temporary, path=path, metadata=metadata: figure.savefig(
-                temporary, format=path.suffix[1:], dpi=150, metadata=metadata))  # fmt: skip
+            write = partial(
+                figure.savefig,
+                format=path.suffix[1:],
+                dpi=150,
+                metadata={"Date": None} if path.suffix == ".svg" else {"Software": None},
+            )
+            checkpoint.write_atomically(path, write)
+
+
+def entitle(figure: Any, text: str) -> None:
+    """Write the title above all panels, on as many lines as it needs; a first letter that is no µ is made a capital."""
+    if text[0].isascii() and not text.startswith("u-µP"):
+        text = text[0].upper() + text[1:]
+    figure.suptitle("\n".join(wrap(text, int(10.5 * figure.get_figwidth()))))
 
 
 def panels(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Any, Any]:
@@ -77,36 +90,40 @@ def mean_curve(rows: Rows, x: str) -> tuple[list[float], list[float], list[float
     return xs, means, lows, highs
 
 
-def sweeps(ax: Any, rows: Rows, line: str, size: str, x: str, name: Callable[[Any], str]) -> None:
+def sweeps(ax: Any, rows: Rows, line: str, size: str, x: str) -> None:
     """Loss against `x` in `ax`, a curve per value of the column `size`, its mean optimum marked; seeds as a band."""
     sizes = values(rows, size)
     for value, style in zip(sizes, sizes_style(line, len(sizes)), strict=True):
         here = where(rows, **{size: value})
         xs, means, lows, highs = mean_curve(here, x)
         ax.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
-        ax.plot(xs, means, label=name(value), linewidth=1.8, **style)
+        ax.plot(xs, means, label=value, linewidth=1.8, **style)
         optima = [optimum(curve(group, x)) for group in by_seed(here).values()]
         best = [(o.x, o.loss) for o in optima if isfinite(o.x)]
         if best:
             at, loss = np.mean(best, axis=0)
-            ax.plot(2**at, loss, marker=STYLES[line]["marker"], color=style["color"], markeredgecolor="black", markersize=8)
+            ax.plot(
+                2**at, loss, marker=STYLES[line]["marker"], color=style["color"], markeredgecolor="black", markersize=8
+            )
     ax.set_xscale("log", base=2)
 
 
-def zoom(axes: Any, rows: Rows, above: float = 0.6) -> None:
-    """Cut off what lies far above the lowest losses: runs that diverge would flatten all others."""
+def zoom(axes: Any, rows: Rows, above: float = 0.6, room: float = 0.22) -> None:
+    """Cut off what lies far above the lowest losses, for runs that diverge would flatten all others; and leave a share
+    of the height as room for a legend above."""
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     if losses:
-        low, high = min(losses), max(losses)
-        top = min(high, float(np.median(losses)) + above)
-        margin = 0.05 * (top - low) or 0.1
+        low = min(losses)
+        high = min(max(losses), float(np.median(losses)) + above)
+        margin = 0.05 * (high - low) or 0.1
         for ax in axes.flat:
-            ax.set_ylim(low - margin, top + margin)
+            ax.set_ylim(low - margin, high + margin + room * (high - low))
 
 
-def nothing(ax: Any, text: str) -> None:
-    """Say in an empty panel why it is."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="dimgray")
+def key(ax: Any, title: str, count: int) -> None:
+    """The legend of the sizes in a panel, in the room above."""
+    ax.legend(frameon=False, fontsize=8, title=title, title_fontsize=8, loc="upper center", ncols=min(count, 4),
+              handlelength=2.2, columnspacing=0.9, handletextpad=0.4, borderaxespad=0.1)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,12 +132,13 @@ def nothing(ax: Any, text: str) -> None:
 
 def over_lines(rows: Rows, lines: Sequence[str], x: str, xlabel: str) -> Any:
     """A panel per line, in each a curve per width."""
-    figure, axes = panels(1, len(lines), 2.9 * len(lines) + 0.6, 3.9, sharey=True)
+    figure, axes = panels(1, len(lines), 2.9 * max(2, len(lines)) + 0.6, 4, sharey=True)
     for ax, line in zip(axes.flat, lines, strict=True):
-        sweeps(ax, where(rows, line=line), line, "width", x, lambda width: f"width {width}")
-        ax.set_title(label(line, rows))
-        ax.set_xlabel(xlabel)
-        ax.legend(frameon=False, fontsize=8, loc="upper center")
+        sweeps(ax, where(rows, line=line), line, "width", x)
+        if len(lines) > 1:
+            ax.set_title(label(line, rows), fontsize=11)
+        key(ax, "width", len(values(rows, "width")))
+    figure.supxlabel(xlabel, fontsize=10)
     axes[0, 0].set_ylabel(NATS)
     zoom(axes, rows)
     return figure
@@ -130,11 +148,7 @@ def fig1_left(data: Data) -> Any:
     """Loss over the learning rate, a panel per scheme."""
     usual = min(values(data.runs, "steps"))
     rows = where(data.runs, steps=usual)
-    figure = over_lines(rows, [line for line in NAMES if line in values(rows, "line")], "lr", LR)
-    for ax in figure.axes:
-        for text, base in (("large base", "base_width"), ("small base", "base_width")):
-            ax.set_title(ax.get_title().replace(text, text))
-    return figure
+    return over_lines(rows, [line for line in NAMES if line in values(rows, "line")], "lr", LR)
 
 
 def fig5(data: Data) -> Any:
@@ -144,12 +158,12 @@ def fig5(data: Data) -> Any:
 
 def fig2_left(data: Data) -> Any:
     """Loss over η̂_emb in µP."""
-    return over_lines(data.runs, ["mup-small"], "eta_emb", "η̂_emb, factor of the embedding's learning rate")
+    return over_lines(data.runs, ["mup-small"], "eta_emb", EMB_LR)
 
 
 def fig4(data: Data) -> Any:
     """And in u-µP, without the rule and with it."""
-    return over_lines(data.runs, ["umup-fixed-emb", "umup"], "eta_emb", "η̂_emb, factor of the embedding's learning rate")
+    return over_lines(data.runs, ["umup-fixed-emb", "umup"], "eta_emb", EMB_LR)
 
 
 def fig6(data: Data) -> Any:
@@ -159,8 +173,8 @@ def fig6(data: Data) -> Any:
     for j, (axis, words) in enumerate(claims.AXES.items()):
         here = claims.along(rows, axis)
         for i, line in enumerate(("mup-small", "umup")):
-            sweeps(axes[i, j], where(here, line=line), line, axis, "lr", str)
-            axes[i, j].legend(frameon=False, fontsize=8, title=words, title_fontsize=8, loc="upper center")
+            sweeps(axes[i, j], where(here, line=line), line, axis, "lr")
+            key(axes[i, j], words, len(values(here, axis)))
             axes[i, j].set_xlabel(LR)
         zoom(axes[:, j], here)
     for ax, line in zip(axes[:, 0], ("mup-small", "umup"), strict=True):
@@ -183,11 +197,13 @@ def fig1_right(data: Data) -> Any:
             ax.plot([2 * i, 2 * i + 1], losses, linewidth=1, markersize=9, markeredgecolor="black", **STYLES[line])
             for j, row in enumerate(where(group, fp8=fp8)[0] for fp8 in ("none", "fp8")):
                 if row["loss"] is None:
-                    ax.annotate("diverged", (2 * i + j, losses[j]), textcoords="offset points", xytext=(0, 8), ha="center")
+                    ax.annotate(
+                        "diverged", (2 * i + j, losses[j]), textcoords="offset points", xytext=(0, 8), ha="center"
+                    )
         gap = claims.cast_gap(rows, "fp8").value
         top = max(claims.loss_or_guess(row) for row in where(rows, fp8="fp8"))
-        ax.annotate(f"{gap:+.3f}" if isfinite(gap) else "", (2 * i + 1, top), textcoords="offset points", xytext=(0, 10),
-                    ha="center", fontweight="bold")  # fmt: skip
+        text = f"{gap:+.3f}" if isfinite(gap) else ""
+        ax.annotate(text, (2 * i + 1, top), textcoords="offset points", xytext=(0, 10), ha="center", fontweight="bold")
     guess = log(data.runs[0]["vocab_size"])
     ax.axhline(guess, color="dimgray", linestyle=(0, (1, 3)), zorder=0)
     ax.text(-0.35, guess, "guessing", color="dimgray", va="bottom", fontsize=9)
@@ -216,7 +232,11 @@ def fig7(data: Data) -> Any:
     for ax, width in zip(axes.flat, widths, strict=True):
         for i, (line, fp8, _, summed) in enumerate(EXPERIMENTS):
             for steps, fill in zip(lengths, ("none", "full")[-len(lengths) :], strict=True):
-                rows = [row for row in where(data.runs, line=line, width=width, steps=steps) if (row["loss_scale"] != 1) == summed]
+                rows = [
+                    row
+                    for row in where(data.runs, line=line, width=width, steps=steps)
+                    if (row["loss_scale"] != 1) == summed
+                ]
                 gaps = [
                     claims.loss_or_guess(where(group, fp8=fp8)[0]) - claims.loss_or_guess(where(group, fp8="none")[0])
                     for group in by_seed(rows).values() if where(group, fp8=fp8)
@@ -226,14 +246,26 @@ def fig7(data: Data) -> Any:
         ax.axvline(0, color="black", linewidth=1)
         for limit in (claims.UMUP_TRAINS.high, claims.MUP_FAILS.low):
             ax.axvline(limit, color="dimgray", linestyle=(0, (1, 3)))
+            ax.text(
+                limit,
+                1,
+                f"{limit:g} ",
+                transform=ax.get_xaxis_transform(),
+                color="dimgray",
+                fontsize=8,
+                ha="right",
+                va="top",
+            )
         ax.set_xscale("symlog", linthresh=0.1)
         ax.set_title(f"width {width}")
         ax.set_xlabel("FP8's loss minus float32's (nats)")
     axes[0, 0].set_yticks(range(len(EXPERIMENTS)), [name for _, _, name, _ in EXPERIMENTS])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(EXPERIMENTS) - 0.5, -0.7)
     keys = [axes[0, 0].plot([], [], marker="o", color="black", linestyle="none", fillstyle=fill)[0]
             for fill in ("none", "full")[-len(lengths) :]]  # fmt: skip
-    figure.legend(keys, [f"{steps} steps" for steps in lengths], loc="outside lower center", ncols=len(lengths), frameon=False)
+    figure.legend(
+        keys, [f"{steps} steps" for steps in lengths], loc="outside lower center", ncols=len(lengths), frameon=False
+    )
     return figure
 
 
@@ -252,8 +284,8 @@ def search_path(rows: Rows) -> list[float]:
 
 def fig2_right(data: Data) -> Any:
     """The best loss so far of both searches against the number of runs."""
-    figure, axes = panels(1, 1, 7, 4.4)
-    ax = axes[0, 0]
+    figure, axes = panels(1, 1, 7, 5)
+    ax, seen = axes[0, 0], list[float]()
     for line in ("mup-small", "umup"):
         rows = where(data.runs, line=line)
         paths = [search_path(group) for group in by_seed(rows).values()]
@@ -262,22 +294,27 @@ def fig2_right(data: Data) -> Any:
         colour = STYLES[line]["color"]
         ax.plot(range(1, length), mean[:-1], color=colour, linewidth=2, label=f"{NAMES[line]}, one by one")
         ax.plot([length - 1, length + 1], mean[-2:], color=colour, linewidth=1, linestyle=":")
-        ax.plot(length + 1, mean[-1], color=colour, marker=STYLES[line]["marker"], markersize=9, markeredgecolor="black",
-                linestyle="none", label=f"{NAMES[line]}, the best combined")  # fmt: skip
+        style = STYLES[line] | {"linestyle": "none", "markersize": 9, "markeredgecolor": "black"}
+        ax.plot(length + 1, mean[-1], label=f"{NAMES[line]}, the best combined", **style)
         drawn = [claims.loss_or_guess(row) for row in claims.random_draws(rows)]
         counts = range(1, min(length, len(drawn)) + 1)
-        ax.plot(counts, [claims.expected_best(drawn, n) for n in counts], color=colour, linewidth=1.5, linestyle="--",
-                label=f"{NAMES[line]}, random (expected)")  # fmt: skip
+        drawn_best = [claims.expected_best(drawn, count) for count in counts]
+        ax.plot(
+            counts, drawn_best, color=colour, linewidth=1.5, linestyle="--", label=f"{NAMES[line]}, at random (mean)"
+        )
+        seen += [*mean[3:], *([drawn_best[-1]] if drawn_best else [])]
     first = len([r for r in next(iter(by_seed(where(data.runs, line="umup")).values()))
                  if not claims.changed(r, claims.hyperparameters(data.runs))])  # fmt: skip
     ax.axvline(first, color="dimgray", linewidth=1, zorder=0)
-    ax.text(first, 0.98, " learning rate | line searches ", transform=ax.get_xaxis_transform(), ha="center", va="top",
+    ax.text(first, 0.98, "learning rate   line searches", transform=ax.get_xaxis_transform(), ha="center", va="top",
             color="dimgray", fontsize=8)  # fmt: skip
-    best = [claims.loss_of(row) for row in data.runs]
-    ax.set_ylim(min(best) - 0.02, min(best) + 0.45)
+    seen = [loss for loss in seen if isfinite(loss)]
+    if seen:
+        margin = 0.08 * (max(seen) - min(seen)) or 0.1
+        ax.set_ylim(min(seen) - margin, max(seen) + 2 * margin)
     ax.set_xlabel("runs")
-    ax.set_ylabel(f"best {NATS}")
-    ax.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.93))
+    ax.set_ylabel("lowest training loss so far (nats)")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
     return figure
 
 
@@ -296,6 +333,7 @@ def coupling(data: Data) -> Any:
     for ax, ((one, other), grids) in zip(axes.flat, found.items(), strict=False):
         losses = np.mean(grids, axis=0)
         image = ax.imshow(losses - np.nanmin(losses), origin="lower", cmap="viridis_r", vmin=0, vmax=top, aspect="auto")
+        losses = np.where(np.isnan(losses), np.inf, losses)
         for i, row in enumerate(losses):
             ax.plot(int(np.argmin(row)), i, marker="o", color="black", markersize=7, fillstyle="none")
         for j, column in enumerate(losses.T):
@@ -303,13 +341,25 @@ def coupling(data: Data) -> Any:
         for name, ticks, where_to in ((other, ax.set_xticks, ax.set_xlabel), (one, ax.set_yticks, ax.set_ylabel)):
             points = values(claims_rows(data.runs, one, other), name)
             ticks(range(len(points)), [f"$2^{{{log2(point):g}}}$" for point in points], fontsize=7)
-            where_to(name, fontsize=8)
+            where_to(spelled(name), fontsize=9)
         ax.grid(visible=False)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.5, extend="max")
         bar.set_label("loss above the lowest (nats)")
-    figure.text(0.99, 0.01, "○ best of a row   × best of a column", ha="right", fontsize=9)
+    marks = [
+        axes[0, 0].plot([], [], marker=marker, color="black", linestyle="none", fillstyle="none")[0] for marker in "ox"
+    ]
+    figure.legend(marks, ["best of a row", "best of a column"], loc="outside lower right", ncols=2, frameon=False)
     return figure
+
+
+def spelled(name: str) -> str:
+    """A hyperparameter as the paper writes it, or nearly so."""
+    greek = {"lr": r"$\eta$", "eta_emb": r"$\hat\eta_\mathrm{emb}$", "sigma_init": r"$\sigma_\mathrm{init}$"}
+    if name.startswith("alpha_"):
+        index = name.removeprefix("alpha_").removesuffix("_softmax").replace("_", "-")
+        return rf"$\alpha_\mathrm{{{index}}}$"
+    return greek.get(name, name.replace("batch_size", "batch"))
 
 
 def claims_rows(rows: Rows, one: str, other: str) -> Rows:
@@ -327,8 +377,12 @@ def claims_rows(rows: Rows, one: str, other: str) -> Rows:
 def format_lines(ax: Any, *, words: bool) -> None:
     """The limits of FP8's formats."""
     for fmt, colour in ((E4M3, "black"), (E5M2, "dimgray")):
-        for text, limit, line in (("max", fmt.max, "-"), ("min normal", fmt.min_normal, "--"), ("min subnormal", fmt.min_subnormal, ":")):
-            ax.axhline(limit, color=colour, linestyle=line, linewidth=1, zorder=0)
+        for text, limit, line in (
+            ("max", fmt.max, "-"),
+            ("min normal", fmt.min_normal, "--"),
+            ("min subnormal", fmt.min_subnormal, ":"),
+        ):
+            ax.axhline(limit, color=colour, linestyle=line, linewidth=1, zorder=0.9)
             if words:
                 ax.text(1.01, limit, f"{fmt.name.upper()} {text}", transform=ax.get_yaxis_transform(), color=colour,
                         fontsize=7, va="center")  # fmt: skip
@@ -344,15 +398,25 @@ def fig3(data: Data) -> Any:
             for j, line in enumerate(("mup-small", "umup")):
                 rows = [row for row in where(data.ranges, line=line, step=step, seed=seed)
                         if row["tensor"].endswith(f".{tensor}") and row["rms"]]  # fmt: skip
-                spread = np.linspace(-0.12, 0.12, len(rows)) if rows else []
-                style = STYLES[line] | {"linestyle": "none", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.4}
-                ax.plot(i - 0.18 + 0.36 * j + spread, [row["rms"] for row in rows], label=NAMES[line] if not i else None, **style)
+                spread = np.linspace(-0.12, 0.12, len(rows))
+                style = STYLES[line] | {
+                    "linestyle": "none",
+                    "markersize": 6,
+                    "markeredgecolor": "black",
+                    "markeredgewidth": 0.4,
+                }
+                ax.plot(
+                    i - 0.18 + 0.36 * j + spread,
+                    [row["rms"] for row in rows],
+                    label=NAMES[line] if not i else None,
+                    **style,
+                )
         ax.set_xticks(range(3), ["x, input", "w, weight", "dy, gradient"])
         ax.set_title(words)
         ax.set_yscale("log", base=2)
         format_lines(ax, words=ax is axes[0, 1])
     axes[0, 0].set_ylabel("RMS")
-    axes[0, 0].legend(frameon=False, loc="lower left")
+    axes[0, 0].legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.93))
     return figure
 
 
@@ -394,7 +458,7 @@ def fig9(data: Data) -> Any:
     figure, axes = panels(2, len(axes_of), 1.45 * len(axes_of), 5, sharey="row", sharex="col")
     for j, (name, rows) in enumerate(axes_of.items()):
         xs, means, lows, highs = mean_curve(rows, name)
-        style = {k: v for k, v in STYLES["umup"].items()}
+        style = dict(STYLES["umup"])
         axes[0, j].plot(xs, means, markersize=4, **style)
         axes[0, j].fill_between(xs, lows, highs, color=style["color"], alpha=0.2, linewidth=0)
         for column, style in END_STYLES.items():
@@ -404,7 +468,7 @@ def fig9(data: Data) -> Any:
         for ax in axes[:, j]:
             ax.axvline(usual, color="dimgray", linewidth=1, zorder=0)
             ax.set_xscale("log", base=2)
-        axes[1, j].set_xlabel(name.replace("alpha_", "α_").replace("_softmax", "").replace("_size", ""), fontsize=9)
+        axes[1, j].set_xlabel(spelled(name), fontsize=10)
         axes[1, j].set_yscale("log", base=2)
     zoom(axes[:1], data.runs)
     axes[0, 0].set_ylabel("FP8 loss (nats)")
@@ -433,7 +497,11 @@ def table1(data: Data) -> Any:
         for j, (quantity, axis) in enumerate((("√B", "width"), ("A", "width"), ("C", "width"), ("depth", "layers"))):
             ax = axes[i, j]
             rows = where(data.runs, scheme=scheme, axis=axis)
-            shown = {("residual", "A"), ("hidden", "C")} if axis == "layers" else {(t, quantity) for t in TYPE_STYLES if t != "residual"}
+            shown = (
+                {("residual", "A"), ("hidden", "C")}
+                if axis == "layers"
+                else {(t, quantity) for t in TYPE_STYLES if t != "residual"}
+            )
             for type, what in sorted(shown):
                 own = where(rows, type=type, quantity=what)
                 style = TYPE_STYLES[type]
@@ -442,8 +510,15 @@ def table1(data: Data) -> Any:
                 ax.plot([r["size"] for r in own], [r["measured"] for r in own], linestyle="none", label=text, **style)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log", base=2)
+            low, high = ax.get_ylim()
+            if high < 2 * low:  # nothing but chance: do not blow it up
+                ax.set_ylim(low / 2, high * 2)
             ax.set_xlabel(axis)
-            ax.set_title(f"{name}: " + {"√B": "init std √B", "A": "multiplier A", "C": "LR factor C", "depth": "over depth"}[quantity], fontsize=10)
+            ax.set_title(
+                f"{name}: "
+                + {"√B": "init std √B", "A": "multiplier A", "C": "LR factor C", "depth": "over depth"}[quantity],
+                fontsize=10,
+            )
     figure.legend(*axes[0, 2].get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False)
     figure.legend(*axes[0, 3].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     return figure
@@ -460,21 +535,35 @@ def table4(data: Data) -> Any:
 
     left, right = axes[0]
     left.axvline(1, color="black", linewidth=1)
-    left.plot([row["expected"] for row in ops], range(len(ops)), linestyle="none", marker="o", markersize=7, fillstyle="none",
-              color=pic.BLACK, label="what the rules imply")  # fmt: skip
-    left.plot([row["measured"] for row in ops], range(len(ops)), linestyle="none", marker="x", color=pic.BLUE, label="measured")
+    circle = {"linestyle": "none", "marker": "o", "markersize": 7, "fillstyle": "none", "color": pic.BLACK}
+    left.plot([row["expected"] for row in ops], range(len(ops)), label="what the rules imply", **circle)
+    left.plot(
+        [row["measured"] for row in ops],
+        range(len(ops)),
+        linestyle="none",
+        marker="x",
+        color=pic.BLUE,
+        label="measured",
+    )
     left.set_yticks(range(len(ops)), [name(row) for row in ops], fontsize=6.5)
     left.invert_yaxis()
     left.set_xscale("log", base=2)
     left.set_xlabel("RMS, of inputs and gradients of RMS 1")
-    left.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="center left")
     model = where(data.runs, op="model")
-    for suffix, colour, marker in (("y", pic.BLUE, "o"), ("dy", pic.VERMILION, "s"), ("dx", pic.GREEN, "^"), ("dw", pic.ORANGE, "D"), ("x", pic.SKY, "v"), ("w", pic.BLACK, "P")):
+    for suffix, colour, marker in (
+        ("y", pic.BLUE, "o"),
+        ("dy", pic.VERMILION, "s"),
+        ("dx", pic.GREEN, "^"),
+        ("dw", pic.ORANGE, "D"),
+        ("x", pic.SKY, "v"),
+        ("w", pic.BLACK, "P"),
+    ):
         own = [row for row in model if row["tensor"].rpartition(".")[2] == suffix]
         right.plot([row["expected"] for row in own], [row["measured"] for row in own], linestyle="none", marker=marker,
                    color=colour, markersize=5, label=suffix)  # fmt: skip
     ends = [min(row["expected"] for row in model), max(row["expected"] for row in model)] if model else [0.5, 2]
-    right.plot(ends, ends, color="black", linewidth=1, zorder=0)
+    right.plot(ends, ends, color="black", linewidth=1, zorder=0.9)
     right.set_xscale("log", base=2)
     right.set_yscale("log", base=2)
     right.set_xlabel("RMS that the rules imply")
@@ -485,8 +574,8 @@ def table4(data: Data) -> Any:
 
 
 RULE_STYLES = {
-    "eq. 12": {"color": pic.BLUE, "marker": "o", "linestyle": "-"},
-    "eq. 22 as printed": {"color": pic.VERMILION, "marker": "s", "linestyle": "--"},
+    claims.EQ12: {"color": pic.BLUE, "marker": "o", "linestyle": "-"},
+    claims.EQ22: {"color": pic.VERMILION, "marker": "s", "linestyle": "--"},
 }
 
 
@@ -497,7 +586,12 @@ def lemma_c1(data: Data) -> Any:
     for rule, style in RULE_STYLES.items():
         for alpha in values(data.runs, "alpha_res"):
             rows = where(data.runs, rule=rule, alpha_res=alpha)
-            ax.plot([r["branches"] for r in rows], [r["difference"] for r in rows], label=f"τ of {rule}" if alpha == 1 else None, **style)
+            ax.plot(
+                [r["branches"] for r in rows],
+                [r["difference"] for r in rows],
+                label=f"τ of {rule}" if alpha == 1 else None,
+                **style,
+            )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("residual branches L")
@@ -515,6 +609,6 @@ def eq22(data: Data) -> Any:
         ax.plot([r["branches"] for r in rows], [r["ratio"] for r in rows], label=f"τ of {rule}", **style)
     ax.set_xscale("log", base=2)
     ax.set_xlabel("residual branches L")
-    ax.set_ylabel("σ(residual) / σ(embedding); α_res = 1")
+    ax.set_ylabel(r"σ(residual) / σ(embedding), at $\alpha_\mathrm{res} = 1$")
     ax.legend(frameon=False)
     return figure

@@ -14,20 +14,32 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import microumup
-from microumup import checkpoint, cli
+from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
 from microumup.lab import claims, drawings, recipes, results_page, rules
 from microumup.lab.claims import HOLDS, NOT_JUDGED, Claim, Data, Row, Rows, together
-from microumup.lab.recipes import SCALES, Known, Recipe, Scale
-from microumup.lab.sweep import Crashed, Job, Record, check_out, estimate_seconds, flops, load_results, plain, run_id, sweep
+from microumup.lab.recipes import SCALES, Known, Recipe, Scale, id_of
+from microumup.lab.search import Record
+from microumup.lab.sweep import (
+    Crashed,
+    Job,
+    check_out,
+    estimate_seconds,
+    flops,
+    load_results,
+    sweep,
+)
 from microumup.model import check_least
+
+PACKAGE = Path(__file__).parent.parent
+
 
 def _nothing(record: Record) -> Row:
     return {}
@@ -124,10 +136,12 @@ FIGURES = {
         ),
         Figure(
             "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
-            claims.fig8, drawings.fig8, recipes.fig8, ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
+            claims.fig8, drawings.fig8, recipes.fig8, ("width", "lr", "seed"),
+            steps=lambda record: list(record["ranges"]),
         ),
         Figure(
-            "fig9", "What moves the RMS at the end of training", "only the learning rate moves the RMS at the end of training",
+            "fig9", "What moves the RMS at the end of training",
+            "only the learning rate moves the RMS at the end of training",
             claims.fig9, drawings.fig9, recipes.fig9,
             ("lr", "width", "layers", "steps", "batch_size", *UMUP_SEARCHED, "seed"), measure=ending_rms,
         ),
@@ -148,7 +162,8 @@ FIGURES = {
             claims.table4, drawings.table4, compute=rules.table4,
         ),
         Figure(
-            "lemma-c1", "Lemma C.1", "the rescaled residual network is the original one; with eq. (22) as printed it is not",
+            "lemma-c1", "Lemma C.1",
+            "the rescaled residual network is the original one; with eq. (22) as printed it is not",
             claims.lemma_c1, drawings.lemma_c1, compute=rules.lemma_c1,
         ),
         Figure(
@@ -234,7 +249,7 @@ def collect(figures: Sequence[Figure], scale: Scale, store: Path, **how: Any) ->
 def wanted(figures: Iterable[Figure], scale: Scale, known: Known) -> dict[str, Job]:
     """All runs that can be named by now, by id."""
     jobs = (job for figure in figures if figure.recipe for job in figure.recipe(scale, known))
-    return {run_id(job): job for job in jobs}
+    return {id_of(job): job for job in jobs}
 
 
 class Supposed(dict[str, Record]):
@@ -256,7 +271,7 @@ def note_session(store: Path) -> None:
 
 def provenance() -> dict[str, Any]:
     """This version of the code, its commit if it runs in a clone, and the machine."""
-    git = ["git", "-C", str(Path(microumup.__file__).parent)]
+    git = ["git", "-C", str(PACKAGE)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True)
@@ -264,7 +279,7 @@ def provenance() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         commit = None
     return {
-        "microumup": microumup.__version__, "commit": commit, "python": platform.python_version(),
+        "microumup": __version__, "commit": commit, "python": platform.python_version(),
         "numpy": np.__version__, "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }  # fmt: skip
 
@@ -273,15 +288,14 @@ def provenance() -> dict[str, Any]:
 # One figure's files
 
 
-def write_table(figure: Figure, scale: Scale, known: Known, out: Path) -> None:
-    """NAME.csv, and NAME-ranges.csv if the figure looks at tensors. All of its runs have to be known."""
-    if figure.compute:
-        write_rows(out / f"{figure.name}.csv", figure.compute())
-        return
-    records = [known[id] for id in wanted([figure], scale, known)]
-    write_rows(out / f"{figure.name}.csv", [row(figure, scale, record) for record in records])
+def write_table(figure: Figure, scale: Scale, records: Sequence[Record], out: Path) -> None:
+    """NAME.csv, and NAME-ranges.csv if the figure looks at tensors."""
+    runs = figure.compute() if figure.compute else [row(figure, scale, record) for record in records]
+    write_rows(out / f"{figure.name}.csv", runs)
     if figure.steps:
-        write_rows(out / f"{figure.name}-ranges.csv", [r for record in records for r in range_rows(figure, scale, record)])
+        write_rows(
+            out / f"{figure.name}-ranges.csv", [r for record in records for r in range_rows(figure, scale, record)]
+        )
 
 
 def read_data(figure: Figure, out: Path) -> Data:
@@ -294,7 +308,9 @@ def read_data(figure: Figure, out: Path) -> Data:
     return Data(runs, ranges)
 
 
-def finish(figure: Figure, out: Path, *, judged: bool, sessions: list[dict[str, Any]] | None, common: Row | None) -> Row:
+def finish(
+    figure: Figure, out: Path, *, judged: bool, sessions: list[dict[str, Any]] | None, common: Row | None
+) -> Row:
     """From the tables the verdicts and the picture: NAME.json, NAME.png and NAME.svg. What NAME.json holds.
 
     Without `sessions`, which say how the runs were made, what an earlier NAME.json says of it stays.
@@ -310,7 +326,7 @@ def finish(figure: Figure, out: Path, *, judged: bool, sessions: list[dict[str, 
     tables = [f"{figure.name}.csv", *([f"{figure.name}-ranges.csv"] if figure.steps else [])]
     pictures = [f"{figure.name}.png", f"{figure.name}.svg"]
     picture = figure.draw(data)
-    picture.suptitle(figure.shows[0].upper() + figure.shows[1:] if verdict == HOLDS else figure.title)
+    drawings.entitle(picture, figure.shows if verdict == HOLDS else figure.title)
     drawings.save(picture, [out / name for name in pictures])
     result = {
         "name": figure.name, "title": figure.title, "shows": figure.shows, "verdict": verdict,
@@ -332,7 +348,7 @@ def as_json(claim: Claim) -> Row:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
-CLONE = Path(microumup.__file__).parent.parent
+CLONE = PACKAGE.parent
 PICTURES = CLONE / "docs" / "figures"  # where the committed ones are, in a clone
 GPU, GPU_FLOPS, UTILISATION = "H100 in float32", 67e12, 0.3  # FLOP/s at its peak, and the share of it that is assumed
 
@@ -359,7 +375,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, metavar="DIR", help="the store (default: runs/figures, with --quick "
                         "runs/figures-quick; at another scale, with its name)")  # fmt: skip
     parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a dask scheduler, tcp://HOST:PORT; instead of processes")
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="of a dask scheduler, tcp://HOST:PORT; instead of processes"
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="auto, cpu or gpu (default: cpu)")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
     parser.add_argument("--json", action="store_true", help="end with a line of JSON: figures, their claims and files")
@@ -379,6 +397,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--out: {out} is for pictures that say something; with --quick, name another directory")
         if args.dry_run:
             return dry_run(figures, scale, store, say, args.json)
+        if find_spec("matplotlib") is None:  # before hours of work
+            raise ValueError(
+                "pictures need matplotlib, pip install 'microumup[plot]'; to have the runs alone use sweep"
+            )
         errors: dict[str, str] = {}
         known: Known = {}
         if args.redraw:
@@ -387,21 +409,27 @@ def main(argv: list[str] | None = None) -> int:
         else:
             device = choose_device(args.device)
             how = {"workers": args.workers, "cluster": args.cluster, "device": device, "progress": not args.quiet}
-            known, errors = collect(figures, scale, store, **how)
+            try:
+                known, errors = collect(figures, scale, store, **how)
+            except KeyboardInterrupt:
+                print(f"microumup figures: interrupted; {store} keeps what is done, go on with the same command",
+                      file=sys.stderr)  # fmt: skip
+                return 130
         out.mkdir(parents=True, exist_ok=True)
         results, incomplete = [], []
         for figure in figures:
-            missing = [] if args.redraw else [id for id in wanted([figure], scale, known) if id not in known]
-            if missing:
-                incomplete.append(figure.name)
-                continue
             sessions = common = None
             if not args.redraw:
-                write_table(figure, scale, known, out)
-                sessions, common = sessions_of(store), options_of(figure, scale, known)
+                ids = wanted([figure], scale, known)
+                if any(id not in known for id in ids):
+                    incomplete.append(figure.name)
+                    continue
+                records = [known[id] for id in ids]
+                write_table(figure, scale, records, out)
+                sessions, common = sessions_of(store), shared_options(records)
             results.append(finish(figure, out, judged=scale.name != "quick", sessions=sessions, common=common))
             say(text(results[-1]))
-        if scale.name != "quick":
+        if scale.name == "laptop":
             results_page.write(out, [figure.name for figure in FIGURES.values()])
     for id, error in errors.items():
         print(f"microumup figures: run {id} failed: {error}", file=sys.stderr)
@@ -438,14 +466,14 @@ def dry_run(figures: Sequence[Figure], scale: Scale, store: Path, say: Callable[
         jobs = {id: job for id, job in wanted([figure], scale, Supposed()).items() if id not in seen}
         seen |= set(jobs)
         left = {id: job for id, job in jobs.items() if id not in done}
-        line = {"name": figure.name, "runs": len(jobs), "done": len(jobs) - len(left)}
+        line: dict[str, Any] = {"name": figure.name, "runs": len(jobs), "done": len(jobs) - len(left)}
         line["flops"] = sum(flops(job.config) * job.config.steps for job in left.values())
         if scale.name == "paper":
             line["gpu_hours"] = line["flops"] / (GPU_FLOPS * UTILISATION) / 3600
         else:
             line["cpu_seconds"] = sum(map(estimate_seconds, left.values()))
         table.append(line)
-    total = {"name": "in all"} | {key: sum(line[key] for line in table) for key in list(table[0])[1:]}
+    total: dict[str, Any] = {"name": "in all"} | {key: sum(line[key] for line in table) for key in list(table[0])[1:]}
     say(f"{'':12}{'runs':>7}{'done':>7}{'FLOPs left':>12}{'GPU hours' if scale.name == 'paper' else 'CPU time':>12}")
     for line in (*table, total):
         cost = f"{line['gpu_hours']:.1f}" if scale.name == "paper" else f"{line['cpu_seconds'] / 60:.1f} min"
@@ -467,9 +495,9 @@ def sessions_of(store: Path) -> list[dict[str, Any]]:
     return list(different.values())[::-1]
 
 
-def options_of(figure: Figure, scale: Scale, known: Known) -> Row:
-    """The options that all runs of the figure share: what the columns of its CSV leave out."""
-    configs = [known[id]["config"] for id in wanted([figure], scale, known)]
+def shared_options(records: Sequence[Record]) -> Row:
+    """The options that are the same in all runs: what the columns of a CSV leave out."""
+    configs = [record["config"] for record in records]
     return {k: v for k, v in configs[0].items() if all(c[k] == v for c in configs)} if configs else {}
 
 
@@ -477,11 +505,10 @@ def text(result: Row) -> str:
     """The verdicts on a figure, a line a claim."""
     lines = [f"{result['name']}, {result['shows']}: {result['verdict']}"]
     for claim in result["claims"]:
-        interval = "" if claim["low"] is None else f" [{claim['low']:g}, {claim['high']:g}]"
-        effect = "none" if claim["effect"] is None else f"{claim['effect']:g}{interval}"
-        unit = claim["unit"] and f" {claim['unit']}"
+        value, low, high = (claims.amount(claim[key], claim["unit"]) for key in ("effect", "low", "high"))
+        interval = "" if claim["low"] in (None, claim["effect"]) else f" [{low}, {high}]"
         asked = claim["criterion"] and f", asked: {claim['criterion']}"
-        lines.append(f"  {claim['verdict']:27} {claim['claim']}: {effect}{unit}{asked}")
+        lines.append(f"  {claim['verdict']:27} {claim['claim']}: {value}{interval} {claim['unit']}".rstrip() + asked)
     return "\n".join(lines)
 
 

@@ -9,13 +9,15 @@ again until it names nothing new. Learning rates and other hyperparameters are e
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations, product
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup.lab.sweep import Job, Record, run_id
+from microumup.lab.search import Record
+from microumup.lab.sweep import Job, run_id
 from microumup.train import PRESETS, TrainConfig
 
 Options = dict[str, Any]
@@ -89,6 +91,12 @@ class Scale(NamedTuple):
     def job(self, line: str, width: int, log2_lr: float, seed: int = 0, *, ranges: int = 0, **more: Any) -> Job:
         """A run that belongs to `line`."""
         return Job(TrainConfig(**self.options(line, width, log2_lr, seed, **more)), ranges)
+
+
+@lru_cache(maxsize=1 << 15)
+def id_of(job: Job) -> str:
+    """`sweep.run_id`, which takes a while, remembered: recipes are asked again and again."""
+    return run_id(job)
 
 
 TABLE6_RANGES = {  # of the multipliers, as exponents of 2; Table 6 prints the rows shifted by one
@@ -258,7 +266,12 @@ def fig1_right(scale: Scale, known: Known) -> list[Job]:
 
 def fig7(scale: Scale, known: Known) -> list[Job]:
     """All widths and both lengths; and, at full length, what saves µP and what does not."""
-    jobs = [job for w in scale.fp8_widths for s in (scale.run["steps"], scale.short_steps) for job in with_casts(scale, w, s)]
+    jobs = [
+        job
+        for w in scale.fp8_widths
+        for s in (scale.run["steps"], scale.short_steps)
+        for job in with_casts(scale, w, s)
+    ]
     steps, summed = scale.run["steps"], float(scale.run["batch_size"] * scale.run["seq_len"])
     for width, seed in product(scale.fp8_widths, range(scale.seeds)):
         for line, options in (
@@ -277,7 +290,7 @@ def fig7(scale: Scale, known: Known) -> list[Job]:
 
 def best(jobs: Sequence[Job], known: Known) -> Job:
     """The one with the lowest loss; those that diverged are worst."""
-    return min(jobs, key=lambda job: (inf if (loss := known[run_id(job)]["loss"]) is None else loss))
+    return min(jobs, key=lambda job: inf if (loss := known[id_of(job)]["loss"]) is None else loss)
 
 
 def learning_rates(scale: Scale, line: str, seed: int) -> list[Job]:
@@ -303,7 +316,7 @@ def independent_search(scale: Scale, line: str, seed: int, known: Known) -> list
     every other hyperparameter alone; all the best values together, at that learning rate and around it."""
 
     def all_known(jobs: Sequence[Job]) -> bool:
-        return all(run_id(job) in known for job in jobs)
+        return all(id_of(job) in known for job in jobs)
 
     first = learning_rates(scale, line, seed)
     if not all_known(first):
@@ -326,13 +339,14 @@ def random_search(scale: Scale, line: str) -> list[Job]:
     rng, jobs = np.random.default_rng(0), dict[str, Job]()
     learning_rates = scale.grid(scale.log2_typical_lr[line], 2)
     while len(jobs) < scale.draws:
-        values = {
-            name: 2.0 ** int(rng.integers(low, high, endpoint=True)) for name, (low, high) in TABLE6_RANGES[line].items()
+        values: Options = {
+            name: 2.0 ** int(rng.integers(low, high, endpoint=True))
+            for name, (low, high) in TABLE6_RANGES[line].items()
         }
         log2_lr = learning_rates[rng.integers(len(learning_rates))]
         seed = len(jobs) % scale.search_seeds
         job = scale.job(line, scale.narrow, log2_lr, seed, steps=scale.search_steps, **values)
-        jobs.setdefault(run_id(job), job)
+        jobs.setdefault(id_of(job), job)
     return list(jobs.values())
 
 
@@ -356,9 +370,9 @@ def coupling(scale: Scale, line: str) -> list[Job]:
         for x, y in product(axes[one], axes[other]):
             values = {one: x, other: y}
             log2_lr = values.pop("lr", lr)
-            options = {name: 2.0**value for name, value in values.items()}
+            options: Options = {name: 2.0**value for name, value in values.items()}
             job = scale.job(line, scale.narrow, log2_lr, seed, steps=scale.search_steps, **options)
-            jobs[run_id(job)] = job  # grids cross each other
+            jobs[id_of(job)] = job  # grids cross each other
     return list(jobs.values())
 
 
@@ -385,12 +399,12 @@ def fig6(scale: Scale, known: Known) -> list[Job]:
             centre = scale.log2_typical_lr[line] + scale.log2_lr_shift.get((axis, value), 0)
             for log2_lr in scale.grid(centre, 1.5):
                 job = scale.job(line, scale.narrow, log2_lr, seed, **{axis: value})
-                jobs[run_id(job)] = job
+                jobs[id_of(job)] = job
     deepest = max(scale.depths)
     centre = scale.log2_typical_lr[SP] + scale.log2_lr_shift.get((SP, deepest), 0)
     for seed, log2_lr in product(range(scale.seeds), scale.grid(centre, 1.5)):
         job = scale.job(SP, scale.narrow, log2_lr, seed, layers=deepest)
-        jobs[run_id(job)] = job
+        jobs[id_of(job)] = job
     return list(jobs.values())
 
 
@@ -435,5 +449,5 @@ def fig9(scale: Scale, known: Known) -> list[Job]:
             default = scale.options(UMUP, scale.narrow, scale.log2_typical_lr[UMUP], seed, fp8="fp8")
             config = TrainConfig(**default | {axis: value})
             job = Job(config, config.steps)
-            jobs[run_id(job)] = job
+            jobs[id_of(job)] = job
     return list(jobs.values())

@@ -5,22 +5,31 @@ What the paper says of them is written down here once more, from the paper and n
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from math import log, log2, sqrt
+from math import sqrt
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from microumup.backend import Array
 from microumup.engine import Tensor, tape
-from microumup.lab.claims import Row, Rows
-from microumup.lab.scales import fresh_loss, measured_rms
+from microumup.lab.claims import EQ12, EQ22, Rows
 from microumup.lab.expected import expected_rms
+from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.model import ModelConfig, forward, init_params, weights
 from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
 from microumup.ops import (
-    attention_backward, attention_forward, cross_entropy_backward, cross_entropy_forward, embedding_backward,
-    embedding_forward, gated_silu_backward, gated_silu_forward, linear_backward, linear_forward, rms_norm_forward,
+    attention_backward,
+    attention_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embedding_backward,
+    embedding_forward,
+    gated_silu_backward,
+    gated_silu_forward,
+    linear_backward,
+    linear_forward,
+    rms_norm_forward,
     rope_forward,
 )  # fmt: skip
 from microumup.optim import AdamW
@@ -28,47 +37,65 @@ from microumup.optim import AdamW
 WIDTHS, DEPTHS = (32, 64, 128, 256), (1, 2, 4, 8)  # of the models that Table 1 is measured on
 BASE_WIDTH, BASE_LAYERS = 64, 2
 
-# Table 1 in absolute terms, of fan_in n, fan_out m and L branches; w is µP's base fan_in and l its base L. µP's √B
-# counts σ_init from the base shape's fan_in^-1/2.
-TABLE1: dict[str, dict[str, dict[str, Callable[[float, float, float, float, float], float]]]] = {
+
+class Sizes(NamedTuple):
+    """What Table 1's rules look at."""
+
+    fan_in: float
+    fan_out: float
+    depth: float  # L
+    base_fan_in: float
+    base_depth: float
+
+
+def _one(s: Sizes) -> float:
+    return 1.0
+
+
+# Table 1 in absolute terms; µP's √B counts σ_init from the base shape's fan_in^-1/2.
+TABLE1: dict[str, dict[str, dict[str, Callable[[Sizes], float]]]] = {
     "mup": {
-        "input": {"√B": lambda n, m, L, w, l: 1, "A": lambda n, m, L, w, l: 1, "C": lambda n, m, L, w, l: 1},
-        "output": {
-            "√B": lambda n, m, L, w, l: w**-0.5, "A": lambda n, m, L, w, l: w / n, "C": lambda n, m, L, w, l: 1,
-        },
+        "input": {"√B": _one, "A": _one, "C": _one},
+        "output": {"√B": lambda s: s.base_fan_in**-0.5, "A": lambda s: s.base_fan_in / s.fan_in, "C": _one},
         "hidden": {
-            "√B": lambda n, m, L, w, l: w**-0.5 * sqrt(w / n), "A": lambda n, m, L, w, l: 1,
-            "C": lambda n, m, L, w, l: w / n * sqrt(l / L),
+            "√B": lambda s: s.base_fan_in**-0.5 * sqrt(s.base_fan_in / s.fan_in),
+            "A": _one,
+            "C": lambda s: s.base_fan_in / s.fan_in * sqrt(s.base_depth / s.depth),
         },
-        "residual": {"A": lambda n, m, L, w, l: sqrt(l / L)},
+        "residual": {"A": lambda s: sqrt(s.base_depth / s.depth)},
     },
     "umup": {
-        "input": {"√B": lambda n, m, L, w, l: 1, "A": lambda n, m, L, w, l: 1, "C": lambda n, m, L, w, l: m**-0.5},
-        "output": {"√B": lambda n, m, L, w, l: 1, "A": lambda n, m, L, w, l: 1 / n, "C": lambda n, m, L, w, l: 1},
-        "hidden": {
-            "√B": lambda n, m, L, w, l: 1, "A": lambda n, m, L, w, l: n**-0.5,
-            "C": lambda n, m, L, w, l: n**-0.5 * L**-0.5,
-        },
-        "residual": {"A": lambda n, m, L, w, l: L**-0.5},
+        "input": {"√B": _one, "A": _one, "C": lambda s: s.fan_out**-0.5},
+        "output": {"√B": _one, "A": lambda s: 1 / s.fan_in, "C": _one},
+        "hidden": {"√B": _one, "A": lambda s: s.fan_in**-0.5, "C": lambda s: s.fan_in**-0.5 * s.depth**-0.5},
+        "residual": {"A": lambda s: s.depth**-0.5},
     },
-}  # fmt: skip
+}
 
 
 def table1() -> Rows:
     """A row per scheme, type of weight, quantity and size of the model: what is measured, and what Table 1 says."""
-    rows = []
+    rows: Rows = []
     for scheme, (axis, sizes) in product(TABLE1, {"width": WIDTHS, "layers": DEPTHS}.items()):
         for size in sizes:
-            base = {"base_width": BASE_WIDTH, "base_layers": BASE_LAYERS} if scheme == "mup" else {}
-            config = ModelConfig(**{"scheme": scheme, "width": 64, "layers": 2, "seq_len": 16, axis: size} | base)
+            options: dict[str, Any] = {"scheme": scheme, "width": 64, "layers": 2, "seq_len": 16, axis: size}
+            if scheme == "mup":
+                options |= {"base_width": BASE_WIDTH, "base_layers": BASE_LAYERS}
+            config = ModelConfig(**options)
             for (type, quantity), measured in measured_cells(config).items():
-                fan = config.ffn_dim if type == "down" else config.width
-                cell = TABLE1[scheme]["hidden" if type == "down" else type][quantity]
-                base_fan = fan * BASE_WIDTH / config.width
-                said = cell(fan, config.width, config.branches, base_fan, 2 * BASE_LAYERS)
+                fan_in = config.ffn_dim if type == "down" else config.width
+                base = fan_in * BASE_WIDTH / config.width
+                said = TABLE1[scheme]["hidden" if type == "down" else type][quantity](
+                    Sizes(fan_in, config.width, config.branches, base, 2 * BASE_LAYERS)
+                )
                 rows.append({"scheme": scheme, "type": type, "quantity": quantity, "axis": axis, "size": size,
-                             "measured": float(f"{measured:.6g}"), "paper": said})  # fmt: skip
+                             "measured": rounded(measured), "paper": rounded(said)})  # fmt: skip
     return rows
+
+
+def rounded(value: float) -> float:
+    """To six digits: what lies behind them depends on the machine."""
+    return float(f"{value:.6g}")
 
 
 def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
@@ -85,24 +112,27 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
 
     tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
     leaves = {name: Tensor(w, name) for name, w in params.items()}
+    names = {id(w): name for name, w in params.items()}
     skip = 1.0
     for node in tape(forward(leaves, tokens, config)):
         arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
-        if node.op == "linear":
-            note(node.inputs[1].name, "A", fit(node.data, arrays[0] @ arrays[1].T)[0])
-        elif node.op == "embedding":
-            note(node.inputs[1].name, "A", fit(node.data, arrays[1][arrays[0]])[0])
+        if node.op in ("linear", "embedding"):
+            x, w = arrays
+            plain = x @ w.T if node.op == "linear" else w[x]
+            note(names[id(w)], "A", fit(node.data, plain)[0])
         elif node.op == "residual_add":
             a, b = fit(node.data, *arrays)
             skip *= b
-            cells.setdefault(("residual", "A"), []).append(a / skip)  # of the branch over the embedding, both at the end
-    before, eta = {name: w.copy() for name, w in params.items()}, 2.0**-10
+            cells.setdefault(("residual", "A"), []).append(a / skip)  # the branch over the embedding, both at the end
+    before, eta = {name: w.copy() for name, w in params.items()}, 1.0
     optimizer = AdamW(params, {name: w.C for name, w in weights(config).items()}, lr=eta, weight_decay=0.0)
     rng = np.random.default_rng(0)
     optimizer.step({name: rng.standard_normal(w.shape, dtype=np.float32) for name, w in params.items()}, 1.0)
     for name, w in params.items():
         note(name, "√B", float(before[name].std()))
-        note(name, "C", float(np.median(np.abs(w.astype(np.float64) - before[name]))) / eta)  # Adam's first step is ± η C
+        note(
+            name, "C", float(np.median(np.abs(w.astype(np.float64) - before[name]))) / eta
+        )  # Adam's first step is ± η C
     return {key: median(values) for key, values in cells.items()}
 
 
@@ -130,7 +160,7 @@ def table4() -> Rows:
         for tensor, measured in rms.items():
             aim = expected.get(tensor, 1.0)
             rows.append({"op": op, "setting": setting, "value": value, "tensor": tensor,
-                         "measured": float(f"{measured:.6g}"), "expected": float(f"{aim:.6g}")})  # fmt: skip
+                         "measured": rounded(measured), "expected": rounded(aim)})  # fmt: skip
     return rows
 
 
@@ -185,7 +215,6 @@ def model_scales() -> Iterator[Measured]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Lemma C.1 and eq. (22)
 
-EQ12, EQ22 = "eq. 12", "eq. 22 as printed"
 TAUS: dict[str, Callable[[int, float, float], list[float]]] = {EQ12: residual_taus}
 LEMMA_BRANCHES, LEMMA_ALPHAS = (2, 4, 8, 24, 64), ((1.0, 1.0), (2.0, 0.5), (0.25, 4.0))
 
@@ -242,5 +271,5 @@ def eq22() -> Rows:
     rows = []
     for (rule, taus), branches in product(TAUS.items(), LEMMA_BRANCHES):
         skip = float(np.prod([b * b for _, b in residual_multipliers(taus(branches, 1.0, 1.0))]))
-        rows.append({"rule": rule, "branches": branches, "ratio": float(f"{sqrt((1 - skip) / skip):.6g}")})
+        rows.append({"rule": rule, "branches": branches, "ratio": rounded(sqrt((1 - skip) / skip))})
     return rows

@@ -108,7 +108,7 @@ class Width(NamedTuple):
 
 
 def basin_width(curve: Curve, rise: float = 0.02) -> Width:
-    """The distance between the two places where the loss is `rise` nats above the best; straight lines between points."""
+    """How far apart the loss is `rise` nats above the best, to the left and to the right; lines between points."""
     points, best = sorted(curve), optimum(curve)
     if isnan(best.loss):
         return Width(nan, closed=False)

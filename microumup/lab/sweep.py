@@ -84,7 +84,8 @@ def alone(config: TrainConfig) -> TrainConfig:
 
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON has them; 1 and 1.0 are the same number."""
-    values = {name: getattr(alone(config), name) for name in OPTIONS}
+    config = alone(config)
+    values = {name: getattr(config, name) for name in OPTIONS}
     values = {name: float(v) if OPTIONS[name] in FLOATS and v is not None else v for name, v in values.items()}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
