@@ -11,6 +11,7 @@ import pytest
 
 from microumup.__main__ import COMMANDS
 from microumup.cli import Parser
+from microumup.lab.claims import amount
 from microumup.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,16 @@ def test_the_table_of_speed_is_the_committed_result() -> None:
         ratios += [memory["sp"] / memory[alone["fastest"]["torch"]]]
         cells = [f"{alone['step_ms']['umup']:.0f} ms", *(f"{ratio:.2f}" for ratio in ratios)]
         assert f"| {alone['config']} | {' | '.join(cells)} |" in README
+
+
+def test_the_table_of_claims_is_the_committed_results() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \| `microumup figures ([a-z0-9-]+)` \|$", README, re.MULTILINE)
+    assert len(rows) >= 8
+    for text, measured, verdict, name in rows:
+        claims = json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text())["claims"]
+        [claim] = [claim for claim in claims if claim["claim"] == text]
+        assert measured == f"{amount(claim['effect'], claim['unit'])} {claim['unit']}".strip()
+        assert verdict == claim["verdict"]
 
 
 def test_the_two_commands_set_themselves_up() -> None:
