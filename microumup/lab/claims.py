@@ -200,9 +200,7 @@ LOWER_LOSS = Criterion(low=0.02)
 
 def fig1_left(data: Data) -> list[Claim]:
     """Drift, regret, basin and loss over width."""
-    usual = min(values(data.runs, "steps"))
-    runs, long = where(data.runs, steps=usual), [row for row in data.runs if row["steps"] > usual]
-    widths = sizes_with_seeds(runs)
+    runs, widths = data.runs, sizes_with_seeds(data.runs)
     narrow, wide = widths[0], widths[-1]
     lines = [line for line in NAMES if line in values(runs, "line")]
     found = []
@@ -228,10 +226,6 @@ def fig1_left(data: Data) -> list[Claim]:
             criterion = LOWER_LOSS if line == "mup" and width in widths[:2] else REPORT
             text = f"{label(line, runs)}: its lowest loss is above u-µP's at width {width} by"
             found.append(claim(text, gap(*ends), criterion, unit="nats", paper="above 0"))
-    for steps, width in sorted({(row["steps"], row["width"]) for row in long}):
-        own, others = (where(long, line=line, steps=steps, width=width) for line in ("umup", "mup"))
-        text = f"{label('mup', runs)}: the same at width {width}, {steps} steps"
-        found.append(claim(text, gap(own, others), REPORT, unit="nats", paper="above 0"))
     for width, twice in pairwise(widths):
         ends = where(runs, line="mup", width=twice), where(runs, line="umup", width=width)
         text = f"u-µP's lowest loss at width {width} is above µP's at width {twice} by"
@@ -527,6 +521,10 @@ def fig6(data: Data) -> list[Claim]:
             criterion = REPORT if axis == "layers" else DRIFTS_LITTLE
             text = f"{NAMES[line]}: the best learning rate moves from {sizes[0]} to {sizes[-1]} {words} by"
             found.append(claim(text, drift(*ends), criterion, unit="octaves", paper="similar or better than µP's"))
+    for steps in values(along(pair, "steps"), "steps"):
+        own, others = (where(along(pair, "steps"), line=line, steps=steps) for line in ("umup", "mup-small"))
+        text = f"µP: its lowest loss is above u-µP's after {steps} steps by"
+        found.append(claim(text, gap(own, others), REPORT, unit="nats", paper="above 0"))
     by_depth = along(data.runs, "layers")
     deepest = max(values(by_depth, "layers"))
     deep = {line: where(by_depth, line=line, layers=deepest) for line in ("umup", "mup-small", "sp")}

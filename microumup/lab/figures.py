@@ -94,7 +94,7 @@ FIGURES = {
         Figure(
             "fig1-left", "Learning rate over width",
             "µP's and u-µP's best learning rate stays where it is over width, SP's does not",
-            claims.fig1_left, drawings.fig1_left, recipes.fig1_left, ("base_width", "width", "steps", "lr", "seed"),
+            claims.fig1_left, drawings.fig1_left, recipes.fig1_left, ("base_width", "width", "lr", "seed"),
         ),
         Figure(
             "fig1-right", "FP8 by a plain cast", "u-µP trains in FP8 by a plain cast, µP does not",

@@ -42,7 +42,6 @@ class Scale(NamedTuple):
     log2_typical_lr: dict[str, float]  # where the learning rate is not swept
     log2_reach: dict[str, float] = {}  # noqa: RUF012 - how far that grid goes to either side, where it is not 2
     points: int = 0  # how many values of an axis are kept; 0: all
-    long: dict[int, int] = {}  # noqa: RUF012 - width -> steps of a few longer runs in fig1-left
     narrow: int = 32  # the width at which other things than width are varied
     middle: int = 64  # the width whose tensors are looked at
     short_steps: int = 128  # of RQ, the shorter FP8 experiment
@@ -115,7 +114,6 @@ LAPTOP = Scale(
     run={"layers": 2, "head_dim": 16, "seq_len": 32, "batch_size": 16, "steps": 512, "warmup": 0.25},
     widths=(32, 64, 128),
     widest=(256,),
-    long={256: 2048},
     seeds=3,
     base={MUP: 256, MUP_SMALL: 32},
     log2_lr={
@@ -142,7 +140,6 @@ QUICK = LAPTOP._replace(
     run=LAPTOP.run | {"seq_len": 8, "batch_size": 2, "steps": 4},
     widths=(16, 32),
     widest=(),
-    long={},
     points=3,
     seeds=2,
     base={MUP: 32, MUP_SMALL: 16},
@@ -210,15 +207,9 @@ def over_width(scale: Scale, lines: Sequence[str], *, widest: bool = True) -> It
 
 
 def fig1_left(scale: Scale, known: Known) -> list[Job]:
-    """Every scheme; and, where the scale has them, some longer runs of the two that are compared."""
-    long = [
-        scale.job(line, width, log2_lr, steps=steps)
-        for width, steps in scale.long.items()
-        for line in (MUP, UMUP)
-        for log2_lr in scale.grid(scale.log2_lr[line][width] - 0.5, 1, 1)
-    ]
-    lines = dict.fromkeys((SP, MUP, MUP_SMALL, UMUP) if scale.base[MUP] != scale.base[MUP_SMALL] else (SP, MUP, UMUP))
-    return [*over_width(scale, list(lines)), *long]
+    """Every scheme; µP with a small base too, where that is another."""
+    small = [MUP_SMALL] if scale.base[MUP] != scale.base[MUP_SMALL] else []
+    return [*over_width(scale, (SP, MUP, UMUP)), *over_width(scale, small, widest=False)]
 
 
 def fig5(scale: Scale, known: Known) -> list[Job]:
