@@ -5,7 +5,7 @@ it has to be, and the verdict, which one function gives.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from math import inf, isnan, log, log2, nan
 from typing import Any, NamedTuple
@@ -572,37 +572,29 @@ def fig3(data: Data) -> list[Claim]:
     return found
 
 
-def growers(tensors: Iterable[str]) -> tuple[str, str]:
-    """The head's weight and the last FFN-down input."""
-    return "head.w", max(name for name in tensors if name.endswith("down.x"))
-
-
 def fig8(data: Data) -> list[Claim]:
-    """Which tensors of u-µP grow most."""
+    """Which of u-µP's weights and which of its inputs grows most.
+
+    Gradients are left out: q's and k's dy grow more than anything else, as they start low and catch up.
+    """
     steps = values(data.ranges, "step")
     ends = tuple(where(data.ranges, line="umup", step=step) for step in (steps[0], steps[-1]))
-
-    def growth(first: Rows, last: Rows) -> dict[str, float]:
-        before, after = log2_rms(first), log2_rms(last)
-        return {name: after[name] - before[name] for name in before}
-
+    last_down = max(name for name in values(data.ranges, "tensor") if name.endswith("down.x"))
     found = []
-    for tensor in (two := growers(values(data.ranges, "tensor"))):
-        own = over_seeds(lambda a, b, tensor=tensor: growth(a, b)[tensor], *ends)
+    for tensor, kind, words in (("head.w", ".w", "weight"), (last_down, ".x", "input")):
+
+        def growth(first: Rows, last: Rows, kind: str = kind) -> dict[str, float]:
+            before, after = log2_rms(first), log2_rms(last)
+            return {name: after[name] - before[name] for name in before if name.endswith(kind)}
+
+        def lead(first: Rows, last: Rows, tensor: str = tensor, growth: Any = growth) -> float:
+            of = growth(first, last)
+            return float(of.pop(tensor) - max(of.values()))
+
+        own = over_seeds(lambda a, b, tensor=tensor, growth=growth: growth(a, b)[tensor], *ends)
         found.append(claim(f"u-µP: {tensor} grows by", own, REPORT, unit="octaves", paper="grows"))
-        lead = over_seeds(
-            lambda a, b, tensor=tensor: growth(a, b)[tensor] - max(v for k, v in growth(a, b).items() if k not in two),
-            *ends,
-        )
-        found.append(
-            claim(
-                f"u-µP: {tensor} grows more than any third tensor by",
-                lead,
-                GROWS_MOST,
-                unit="octaves",
-                paper="grows most",
-            )
-        )
+        text = f"u-µP: {tensor} grows more than any other {words} by"
+        found.append(claim(text, over_seeds(lead, *ends), GROWS_MOST, unit="octaves", paper="grows most"))
     return found
 
 
