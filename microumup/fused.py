@@ -275,22 +275,46 @@ def linear_cross_entropy_forward(
 ) -> tuple[Array, Any]:  # fmt: skip
     """ops.linear_cross_entropy, some LOGITS at a time, each of which becomes its gradient in place and is used up.
 
-    The gradients are ready when the loss is: backward only multiplies them by dy.
+    The gradients are ready when the loss is, for a cotangent of 1: backward hardly does anything.
     """
     check_linear(x, w)
     check_targets(targets, x.shape[:-1], len(w))
-    rows, w_cast = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w)
+    settings = (x, w, targets, alpha, scale, loss_scale, fp8)
+    loss, dx, dw = _loss_and_gradients(*settings)
+    return loss, (dx, dw, settings)
+
+
+def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
+    dx, dw, (*settings, loss_scale, fp8) = saved
+    # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
+    if dy == 1:
+        return dx, dw, None
+    if fp8.dy is None:
+        return dx * dy, dw * dy, None
+    # what is cast is dy · dlogits, not dlogits
+    _, dx, dw = _loss_and_gradients(*settings, loss_scale._replace(dx=loss_scale.dx * float(dy)), fp8)
+    return dx, dw, None
+
+
+linear_cross_entropy = primitive(linear_cross_entropy_forward, linear_cross_entropy_backward)
+
+
+def _loss_and_gradients(
+    x: Array, w: Array, targets: Array, alpha: float, scale: Scale, loss_scale: Scale, fp8: LinearFormats
+) -> tuple[Array, Array, Array]:
+    """The loss, dx and dw, for a cotangent of 1."""
+    rows, w = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w)
     N, V = len(rows), len(w)
     dx, dw = np.empty_like(rows), np.zeros_like(w)
     losses = np.empty(N)
     step = max(1, LOGITS // V)
     for start in range(0, N, step):
         chunk = slice(start, start + step)
-        z = scaled_matmul(rows[chunk], w_cast.T, scale.y * alpha)  # (n, V)
+        z = scaled_matmul(rows[chunk], w.T, scale.y * alpha)  # (n, V)
         losses[chunk] = _softmax_gradient(z, targets.ravel()[chunk], loss_scale.dx * alpha / N)
         z = cast(z, fp8.dy)
         # logits = scale.y · (x wᵀ)
-        np.matmul(z, w_cast, out=dx[chunk])
+        np.matmul(z, w, out=dx[chunk])
         if step >= N:
             np.matmul(z.T, rows, out=dw)
         else:
@@ -299,19 +323,7 @@ def linear_cross_entropy_forward(
     dx *= scale.dx
     dw *= scale.dw
     loss = np.asarray(losses.mean() * loss_scale.y, dtype=x.dtype)[()]
-    return loss, (dx.reshape(x.shape), dw, (x, w, targets, alpha, scale, loss_scale, fp8))
-
-
-def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
-    # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
-    dx, dw = saved[:2]
-    if dy != 1:
-        dx *= dy  # nobody else has these two
-        dw *= dy
-    return dx, dw, None
-
-
-linear_cross_entropy = primitive(linear_cross_entropy_forward, linear_cross_entropy_backward)
+    return loss, dx.reshape(x.shape), dw
 
 
 def dlogits(node: Tensor) -> Array:

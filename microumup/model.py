@@ -238,14 +238,19 @@ def forward(params: Params, tokens: Array, config: ModelConfig, cache: Cache | N
 
 
 def loss(
-    params: Params, tokens: Array, targets: Array, config: ModelConfig, *, batch_tokens: int = 0, ops: Any = ops
-) -> Tensor:
-    """Mean cross-entropy of the targets (B, T), in nats per token: a scalar. `batch_tokens`, `ops` as in `trunk`."""
+    params: Params, tokens: Array, targets: Array, config: ModelConfig, *, batch_tokens: int = 0, weight: float = 1.0,
+    ops: Any = ops,
+) -> Tensor:  # fmt: skip
+    """Mean cross-entropy of the targets (B, T), in nats per token: a scalar. `batch_tokens`, `ops` as in `trunk`.
+
+    What it is differentiated as is `weight` times that.
+    """
     batch_tokens = batch_tokens or tokens.size
     x = trunk(params, tokens, config, batch_tokens=batch_tokens, ops=ops)
+    scale = config.rules.ops.cross_entropy(config.alpha_loss_softmax, config.vocab_size, batch_tokens)
     return ops.linear_cross_entropy(
         x, params["head"], targets, alpha=config.alpha_loss_softmax,
-        loss_scale=config.rules.ops.cross_entropy(config.alpha_loss_softmax, config.vocab_size, batch_tokens),
+        loss_scale=scale._replace(dx=weight * scale.dx),
         **linear_settings(config, batch_tokens)["head"],
     )  # fmt: skip
 

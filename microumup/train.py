@@ -163,11 +163,12 @@ class Trainer:
         c, share = self.config, self.threads.share(self.config.batch_size, i)
         params = {name: Tensor(w, name) for name, w in self.params.items()}
         ids, hits = (to_device(a[share], self.device) for a in (tokens, targets))
-        out = loss(params, ids, hits, c, batch_tokens=tokens.size, ops=self.ops)
+        part = len(ids) / c.batch_size
+        weight = part * c.loss_scale
+        out = loss(params, ids, hits, c, batch_tokens=tokens.size, weight=weight, ops=self.ops)
         if not isfinite(value := float(out.data)):
             raise Diverged(step, value, c)
-        part = len(ids) / c.batch_size
-        backpropagate(out, part * c.loss_scale * xp_of(out.data).ones_like(out.data), keep=keep)
+        backpropagate(out, keep=keep)
         return out, part * value, {name: t.grad for name, t in params.items() if t.grad is not None}
 
     def _add_up(self, i: int, grads: list[Arrays]) -> float:

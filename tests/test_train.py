@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup import ops
 from microumup import train as train_module
 from microumup.data import Corpus
 from microumup.engine import Tensor
@@ -332,3 +333,13 @@ def test_every_option_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
     for name in TrainConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
     assert "--alpha-attn " in text  # the paper's other name
+
+
+@pytest.mark.parametrize("options", [{"loss_scale": 512.0}, {"threads": 2}], ids=["summed", "threads"])
+def test_fp8_casts_the_gradients_of_what_is_differentiated(corpus: Corpus, options: dict[str, Any]) -> None:
+    """The readable ops cast dy as it arrives; so must the fast ones, whatever stands between the loss and its mean."""
+    config = replace(SMALL, scheme="mup", base_width=16, base_layers=1, lr=2**-6, fp8="fp8", **options)
+    fast, readable = Trainer(config, corpus), Trainer(config, corpus)
+    readable.ops = ops
+    norms = [trainer.update(0)[1] for trainer in (fast, readable)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # of values between two FP8 numbers a few round the other way
