@@ -285,14 +285,15 @@ def linear_cross_entropy_forward(
 
 
 def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
-    dx, dw, (*settings, loss_scale, fp8) = saved
+    dx, dw, (x, w, targets, alpha, scale, loss_scale, fp8) = saved
     # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
     if dy == 1:
         return dx, dw, None
     if fp8.dy is None:
         return dx * dy, dw * dy, None
     # what is cast is dy · dlogits, not dlogits
-    _, dx, dw = _loss_and_gradients(*settings, loss_scale._replace(dx=loss_scale.dx * float(dy)), fp8)
+    loss_scale = loss_scale._replace(dx=loss_scale.dx * float(dy))
+    _, dx, dw = _loss_and_gradients(x, w, targets, alpha, scale, loss_scale, fp8)
     return dx, dw, None
 
 

@@ -133,7 +133,7 @@ BAD: dict[str, list[World | Callable[[Data], Data]]] = {  # in one of them each 
         GOOD._replace(
             cast=lines(umup=0.1, mup_small=0.5),
             cast_summed=0.1,
-            cast_e5m2=0.5,
+            cast_e5m2=0.05,
             flushed=lines(umup=0.1, mup_small=0.9),
         )
     ],
