@@ -169,7 +169,9 @@ class Trainer:
         if not isfinite(value := float(out.data)):
             raise Diverged(step, value, c)
         backpropagate(out, keep=keep)
-        return out, part * value, {name: t.grad for name, t in params.items() if t.grad is not None}
+        grads = {name: t.grad for name, t in params.items() if t.grad is not None}
+        # shares of them are added to in place, through flat views
+        return out, part * value, {name: xp_of(g).ascontiguousarray(g) for name, g in grads.items()}
 
     def _add_up(self, i: int, grads: list[Arrays]) -> float:
         """Add all threads' gradients to the first's, and their squares up, over the i-th share of every weight."""
