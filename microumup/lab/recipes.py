@@ -124,7 +124,7 @@ LAPTOP = Scale(
         FIXED_EMB: {32: 0.5, 64: 0.5, 128: 0.5},
     },
     log2_typical_lr={SP: -7, MUP: -8, MUP_SMALL: -5.5, UMUP: 0.5, FIXED_EMB: 0.5},
-    log2_reach={MUP_SMALL: 1.5},
+    log2_reach={MUP: 1.5, MUP_SMALL: 1, UMUP: 1.5},
     log2_emb={MUP_SMALL: (0, 7), UMUP: (-4, 3), FIXED_EMB: (-7, 0)},
     steps=(128, 512, 2048),
     batches=(4, 16, 64),
@@ -202,7 +202,7 @@ def over_width(scale: Scale, lines: Sequence[str], *, widest: bool = True) -> It
         for log2_lr in scale.grid(scale.log2_lr[line][width], scale.log2_reach.get(line, 2)):
             yield scale.job(line, width, log2_lr, seed)
     for line, width in product(lines, scale.widest if widest else ()):
-        for log2_lr in scale.grid(scale.log2_lr[line][width], 1):
+        for log2_lr in scale.grid(scale.log2_lr[line][width], 0.5):
             yield scale.job(line, width, log2_lr)
 
 
