@@ -91,10 +91,14 @@ def mean_curve(rows: Rows, x: str) -> tuple[list[float], list[float], list[float
 
 
 def sweeps(ax: Any, rows: Rows, line: str, size: str, x: str) -> None:
-    """Loss against `x` in `ax`, a curve per value of the column `size`, its mean optimum marked; seeds as a band."""
+    """Loss of `line` against `x` in `ax`, a curve per value of the column `size`, its mean optimum marked; seeds as a
+    band. `rows` are those of all panels, so that a size is drawn alike in each.
+    """
     sizes = values(rows, size)
     for value, style in zip(sizes, sizes_style(line, len(sizes)), strict=True):
-        here = where(rows, **{size: value})
+        here = where(rows, line=line, **{size: value})
+        if not here:
+            continue
         xs, means, lows, highs = mean_curve(here, x)
         ax.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
         ax.plot(xs, means, label=value, linewidth=1.8, **style)
@@ -134,7 +138,7 @@ def over_lines(rows: Rows, lines: Sequence[str], x: str, xlabel: str) -> Any:
     """A panel per line, in each a curve per width."""
     figure, axes = panels(1, len(lines), 2.9 * max(2, len(lines)) + 0.6, 4, sharey=True)
     for ax, line in zip(axes.flat, lines, strict=True):
-        sweeps(ax, where(rows, line=line), line, "width", x)
+        sweeps(ax, rows, line, "width", x)
         if len(lines) > 1:
             ax.set_title(label(line, rows), fontsize=11)
         key(ax, "width", len(values(rows, "width")))
@@ -171,7 +175,7 @@ def fig6(data: Data) -> Any:
     for j, (axis, words) in enumerate(claims.AXES.items()):
         here = claims.along(rows, axis)
         for i, line in enumerate(("mup-small", "umup")):
-            sweeps(axes[i, j], where(here, line=line), line, axis, "lr")
+            sweeps(axes[i, j], here, line, axis, "lr")
             key(axes[i, j], words, len(values(here, axis)))
             axes[i, j].set_xlabel(LR)
         zoom(axes[:, j], here)
