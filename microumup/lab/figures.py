@@ -6,13 +6,13 @@ resumed. Each figure leaves NAME.csv, a row per run; NAME.png and NAME.svg; and 
 pictures see nothing but the CSV: --redraw makes them anew without a single run.
 """
 
-import csv
 import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from math import isfinite
@@ -36,6 +36,7 @@ from microumup.lab.sweep import (
     load_results,
     sweep,
 )
+from microumup.lab.tables import read_table, write_table
 from microumup.model import check_least
 
 PACKAGE = Path(__file__).parent.parent
@@ -192,36 +193,16 @@ def range_rows(figure: Figure, scale: Scale, record: Record) -> Rows:
 
 
 def write_rows(path: Path, rows: Rows) -> None:
-    """A CSV of `rows`, which all have the same keys. None is empty, text is bare, all else as in JSON."""
-
-    def cell(value: Any) -> str:
-        return value if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-
-    checkpoint.write_atomically(path, write)
+    """A table of `rows`, which all have the same keys."""
+    write_table(path, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def read_rows(path: Path) -> Rows:
     """What `write_rows` wrote. Raises ValueError when it did not."""
-
-    def value(text: str | None) -> Any:
-        if not text:
-            return None
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            return text
-
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{path} is not a table of a figure; make it anew without --redraw")
-    return [{name: value(text) for name, text in row.items()} for row in rows]
+    with suppress(ValueError):
+        if rows := read_table(path):
+            return rows
+    raise ValueError(f"{path} is not a table of a figure; make it anew without --redraw")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,7 +269,7 @@ def provenance() -> dict[str, Any]:
 # One figure's files
 
 
-def write_table(figure: Figure, scale: Scale, records: Sequence[Record], out: Path) -> None:
+def write_tables(figure: Figure, scale: Scale, records: Sequence[Record], out: Path) -> None:
     """NAME.csv, and NAME-ranges.csv if the figure looks at tensors."""
     runs = figure.compute() if figure.compute else [row(figure, scale, record) for record in records]
     write_rows(out / f"{figure.name}.csv", runs)
@@ -425,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
                     incomplete.append(figure.name)
                     continue
                 records = [known[id] for id in ids]
-                write_table(figure, scale, records, out)
+                write_tables(figure, scale, records, out)
                 sessions, common = sessions_of(store), shared_options(records)
             results.append(finish(figure, out, judged=scale.name != "quick", sessions=sessions, common=common))
             say(text(results[-1]))

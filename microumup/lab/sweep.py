@@ -4,9 +4,7 @@ A run is named by a hash of its config, and its result is a file of that name, w
 there is never trained again, whoever was killed. A run that diverges is a result, one that crashes is tried again.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import signal
@@ -50,6 +48,7 @@ from microumup.lab.search import (
     summary,
     with_seeds,
 )
+from microumup.lab.tables import to_line, write_table
 from microumup.model import check_least, option_name, weights
 from microumup.ranges import linear_ranges
 from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, train
@@ -177,7 +176,7 @@ def sweep(
             if client:
                 checkpoint.write_json(results / f"{id}.json", record)
             with table.open("a") as file:
-                file.write(csv_line(cells(record, columns)))
+                file.write(to_line(row(record, columns)))
             records[id] = record
             bar.update(costs[id])
 
@@ -331,40 +330,15 @@ def varying(configs: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in OPTIONS if len({json.dumps(config.get(name)) for config in configs}) > 1]
 
 
-def cells(record: Record, columns: Sequence[str]) -> list[str]:
-    """A row of a table: `columns`, each an option or a key of the record, and what was measured. None is empty."""
-    values = [record["config"].get(name, record.get(name)) for name in columns] + [record[name] for name in MEASURED]
-    return ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
-
-
-def csv_line(row: Sequence[str]) -> str:
-    """One line of CSV."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(row)
-    return line.getvalue()
+def row(record: Record, columns: Sequence[str]) -> list[Any]:
+    """A row of a table: `columns`, each an option or a key of the record, and what was measured."""
+    return [record["config"].get(name, record.get(name)) for name in columns] + [record[name] for name in MEASURED]
 
 
 def write_csv(records: Sequence[Record], path: Path, columns: Sequence[str] = ()) -> None:
     """A table of runs: `columns`, every option that is not the same in all, and what was measured."""
     names = list(dict.fromkeys((*columns, *varying([record["config"] for record in records]))))
-    rows = [[*names, *MEASURED], *(cells(record, names) for record in records)]
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(map(csv_line, rows))))
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table that `write_csv` wrote. Raises ValueError for what it did not."""
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    try:
-        return [{name: _value(name, cell) for name, cell in zip(header, row, strict=True)} for row in rows]
-    except ValueError as error:
-        raise ValueError(f"{path} is not a table of runs ({error})") from None
-
-
-def _value(name: str, cell: str) -> Any:
-    if OPTIONS.get(name) is str or name in ("id", "version", "device"):
-        return cell  # the id 123456789012 is no number, neither is 12345e678901
-    return json.loads(cell) if cell else None
+    write_table(path, [*names, *MEASURED], [row(record, names) for record in records])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

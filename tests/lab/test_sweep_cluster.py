@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from microumup.lab.sweep import Job, connect, load_results, read_csv, run_id, sweep
+from microumup.lab.sweep import Job, connect, load_results, run_id, sweep
+from microumup.lab.tables import read_table
 from microumup.train import TrainConfig
 
 pytest.importorskip("distributed", reason="needs the extra cluster")
@@ -81,7 +82,7 @@ def test_every_result_is_there_once_though_a_worker_is_killed(
     assert victim.wait() == -signal.SIGKILL
     assert [r["id"] for r in records] == [run_id(job) for job in [*jobs, *jobs[:2]]]
     assert sorted(load_results(out)) == sorted(run_id(job) for job in jobs)
-    assert sorted(row["id"] for row in read_csv(out / "table.csv")) == sorted(run_id(job) for job in jobs)
+    assert sorted(row["id"] for row in read_table(out / "table.csv")) == sorted(run_id(job) for job in jobs)
     here = sweep(jobs[:1], tmp_path / "here", workers=0)[0]
     assert records[0]["loss"] == here["loss"]
 

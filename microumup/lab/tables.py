@@ -1,0 +1,54 @@
+"""Tables as CSV that read back as they were written: None is an empty cell, text is bare, all else is as in JSON.
+
+Text that JSON would take for something else, as the name 123456789012, is quoted as in JSON too.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from microumup import checkpoint
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write the rows, each with a value for every column, whole or not at all."""
+    lines = [_csv(columns), *map(to_line, rows)]
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
+
+
+def to_line(row: Sequence[Any]) -> str:
+    """A row as its line of the file."""
+    return _csv([_cell(value) for value in row])
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows by column. Raises ValueError where a row has not as many cells as the table has columns."""
+    with path.open(newline="") as file:
+        columns, *rows = list(csv.reader(file)) or [[]]
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError(f"{path} is not a table, its rows have not all {len(columns)} cells")
+    return [dict(zip(columns, map(_value, row), strict=True)) for row in rows]
+
+
+def _csv(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and value and _value(value) is value else json.dumps(value)
+
+
+def _value(cell: str) -> Any:
+    if not cell:
+        return None
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError:
+        return cell
