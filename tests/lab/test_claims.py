@@ -116,6 +116,7 @@ same_floor = lines(other=2.0)
 BAD: dict[str, list[World | Callable[[Data], Data]]] = {  # in one of them each claim of the figure fails
     "fig1-left": [
         GOOD._replace(lr_drift=lines(other=-0.4)),
+        GOOD._replace(lr_drift=lines(other=-0.3)),  # still inside the narrow grid of µP with a small base
         GOOD._replace(lr_drift=lines(umup=-0.5), basin=lines(other=0.1)),
         GOOD._replace(floor=same_floor),
     ],
