@@ -1,9 +1,10 @@
 """The ops of `ops.py` once more, for speed on a CPU: what training runs by default.
 
 Each pair here has the signature of its readable one and the same values up to rounding, which the tests hold to 1e-6.
-Four things make the difference:
+Five things make the difference:
 
     cache     elementwise work goes block by block, so that all its passes find their numbers in the cache
+    products  of small matrices are taken a few rows at a time, which OpenBLAS multiplies without copying them first
     factors   a factor goes into the smallest of two operands and their product, not into the product always
     softmax   exp is taken without a maximum where the scores show that it cannot overflow, and what would divide by
               its sum divides something smaller
@@ -15,6 +16,7 @@ Legend: as in `ops.py`.
 """
 
 from collections.abc import Iterator
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -46,28 +48,68 @@ __all__ = [
 
 BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
 QUERIES = 64  # of attention at a time: of a block's keys, only those up to its end are looked at
-LOGITS = 1 << 22  # elements of logits at a time, 16 MiB
+LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
+ROWS = 128  # of a matrix that is multiplied a few rows at a time, at most
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
 
 
-def pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Views (n, last axis) of all arrays, which are cut alike, into pieces of about BLOCK elements of the first."""
+def small_product() -> int:
+    """Up to which m·n·k the BLAS behind NumPy multiplies an (m, k) matrix by a (k, n) one without packing them first.
+
+    OpenBLAS has kernels for that, on processors with AVX-512 alone. They reach what large products reach, while a
+    product of small matrices that is too large for them spends a third of its time on packing.
+    """
+    found = np.show_config(mode="dicts")
+    has_kernels = {"X86_V4", "AVX512_SKX"} & set(found["SIMD Extensions"].get("found", ()))
+    return 10**6 if has_kernels and "openblas" in found["Build Dependencies"]["blas"]["name"] else 0
+
+
+SMALL = small_product()
+
+
+def pieces(*arrays: Array, size: int = 0) -> Iterator[tuple[Array, ...]]:
+    """Views (n, last axis) of all arrays, which are cut alike, into pieces of about `size` elements of the first."""
     views = [x.reshape(-1, x.shape[-1]) for x in arrays]
-    rows = max(1, BLOCK // arrays[0].shape[-1])
+    rows = max(1, (size or BLOCK) // arrays[0].shape[-1])
     return (tuple(x[i : i + rows] for x in views) for i in range(0, len(views[0]), rows))
 
 
-def scaled_matmul(a: Array, b: Array, factor: float) -> Array:
-    """factor · (a b), by one pass over the smallest of a, b and their product."""
-    if factor == 1:
-        return a @ b
-    if a.size <= b.size and a.size < a.shape[0] * b.shape[1]:
-        return (a * factor) @ b
-    if b.size < a.shape[0] * b.shape[1]:
-        return a @ (b * factor)
-    y = a @ b
-    y *= factor
+def product(a: Array, b: Array, factor: float = 1.0) -> Array:
+    """factor · (a b), a (N, K) and b (K, M), by one pass over the smallest of a, b and their product."""
+    y = np.empty((len(a), b.shape[1]), a.dtype)
+    if (rows := min(ROWS, SMALL // b.size)) >= 16:
+        rows = 1 << rows.bit_length() - 1
+        whole = len(a) // rows * rows
+        b = np.multiply(b, factor, out=_from_a_cache_line(b.shape, b.dtype))
+        np.matmul(a[:whole].reshape(-1, rows, len(b)), b, out=y[:whole].reshape(-1, rows, b.shape[1]))
+        np.matmul(a[whole:], b, out=y[whole:])
+    elif factor == 1:
+        np.matmul(a, b, out=y)
+    elif a.size <= b.size and a.size < y.size:
+        np.matmul(a * factor, b, out=y)
+    elif b.size < y.size:
+        np.matmul(a, b * factor, out=y)
+    else:
+        np.matmul(a, b, out=y)
+        y *= factor
     return y
+
+
+def product_over_rows(a: Array, b: Array) -> Array:
+    """aᵀ b, a (N, M) and b (N, K)."""
+    if ROWS * a.shape[1] * b.shape[1] > SMALL or len(a) % ROWS:
+        return a.T @ b
+    a, b = (x.reshape(-1, ROWS, x.shape[1]) for x in (a, b))
+    return np.add.reduce(a.swapaxes(1, 2) @ b)  # over the first axis
+
+
+def _from_a_cache_line(shape: tuple[int, ...], dtype: Any) -> Array:
+    """np.empty, but from a multiple of 64 bytes on. NumPy's own starts at any of 16: a vector of 64 bytes then lies
+    across two lines of the cache, and the kernels for small products read it at half the speed."""
+    size = prod(shape)
+    x = np.empty(size + 64 // dtype.itemsize, dtype)
+    start = -x.__array_interface__["data"][0] % 64 // dtype.itemsize
+    return x[start : start + size].reshape(shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,7 +123,7 @@ def linear_forward(
     check_linear(x, w)
     rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
     w = cast(w, fp8.w)
-    y = scaled_matmul(rows, w.T, scale.y)  # (N, D_out)
+    y = product(rows, w.T, scale.y)  # (N, D_out)
     return y.reshape(*x.shape[:-1], -1), (rows, w, scale, fp8.dy)
 
 
@@ -89,8 +131,9 @@ def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     rows, w, scale, dy_format = saved
     dy_rows = cast(dy.reshape(-1, dy.shape[-1]), dy_format)  # (N, D_out)
     # y = scale.y · (x wᵀ)
-    dx = scaled_matmul(dy_rows, w, scale.dx)  # (N, D_in)
-    dw = scaled_matmul(dy_rows.T, rows, scale.dw)  # (D_out, D_in)
+    dx = product(dy_rows, w, scale.dx)  # (N, D_in)
+    dw = product_over_rows(dy_rows, rows)  # (D_out, D_in)
+    dw *= scale.dw
     return dx.reshape(*dy.shape[:-1], -1), dw
 
 
@@ -306,18 +349,20 @@ def _loss_and_gradients(
     """The loss, dx and dw, for a cotangent of 1."""
     rows, w = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w)
     N, V = len(rows), len(w)
-    dx, dw = np.empty_like(rows), np.zeros_like(w)
+    dx, dw = np.empty_like(rows), np.empty_like(w)
     losses = np.empty(N)
-    step = max(1, LOGITS // V)
-    for start in range(0, N, step):
-        chunk = slice(start, start + step)
-        z = scaled_matmul(rows[chunk], w.T, scale.y * alpha)  # (n, V)
-        losses[chunk] = _softmax_gradient(z, targets.ravel()[chunk], loss_scale.dx * alpha / N)
+    factor = scale.y * alpha
+    safe = factor * sqrt(np.vecdot(rows, rows).max() * np.vecdot(w, w).max()) <= SAFE_EXPONENT  # |x w| <= |x| |w|
+    chunks = -(-N * V // LOGITS)
+    for i in range(chunks):
+        chunk = slice(N * i // chunks, N * (i + 1) // chunks)
+        z = product(rows[chunk], w.T, factor)  # (n, V)
+        losses[chunk] = _softmax_gradient(z, targets.ravel()[chunk], loss_scale.dx * alpha / N, safe=safe)
         z = cast(z, fp8.dy)
         # logits = scale.y · (x wᵀ)
         np.matmul(z, w, out=dx[chunk])
-        if step >= N:
-            np.matmul(z.T, rows, out=dw)
+        if i == 0:
+            np.matmul(z.T, rows[chunk], out=dw)
         else:
             for dw_i, z_i in pieces(dw, z.T):
                 dw_i += z_i @ rows[chunk]
@@ -337,13 +382,13 @@ def dlogits(node: Tensor) -> Array:
     return dy.reshape(-1, len(w))
 
 
-def _softmax_gradient(z: Array, targets: Array, factor: float) -> Array:
+def _softmax_gradient(z: Array, targets: Array, factor: float, *, safe: bool) -> Array:
     """z (n, V) becomes factor · (softmax(z) - onehot), in place; returns the losses -log softmax(z)[target] (n,)."""
     losses = np.empty(len(z))
     ones = np.ones(z.shape[1], z.dtype)
-    for y, target, loss in pieces(z, targets[:, None], losses[:, None]):
+    for y, target, loss in pieces(z, targets[:, None], losses[:, None], size=4 * BLOCK):
         hit = np.arange(len(y)), target[:, 0]
-        if _too_large(y):
+        if not safe and _too_large(y):
             y -= y.max(axis=-1, keepdims=True)
         loss[:, 0] = -y[hit]
         np.exp(y, out=y)

@@ -142,8 +142,7 @@ def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int 
     _check_heads("rope", "x", x, head_dim)
     if head_dim % 2:
         raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
-    xp = xp_of(x)
-    turn = _turns(xp, x.shape[1], head_dim, base, start, x.dtype.char)  # (T, K/2), complex
+    turn = _turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
     return _rotate(x, turn), turn
 
 
@@ -156,16 +155,15 @@ rope = primitive(rope_forward, rope_backward)
 
 
 @lru_cache(maxsize=64)
-def _turns(xp: Any, length: int, head_dim: int, base: float, start: int, dtype: str) -> Array:
+def _turns(xp: Any, length: int, width: int, head_dim: int, base: float, start: int, dtype: str) -> Array:
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)  # (K/2,) radians per position
-    angle = np.arange(start, start + length)[:, None] * frequency  # (T, K/2)
+    angle = np.arange(start, start + length)[:, None] * np.tile(frequency, width // head_dim)  # (T, D/2)
     return xp.asarray(np.exp(1j * angle).astype(dtype.upper()))  # f -> F: complex64; d -> D: complex128
 
 
 def _rotate(x: Array, turn: Array) -> Array:
     pairs = xp_of(x).ascontiguousarray(x).view(turn.dtype)  # (B, T, D/2), complex
-    turned = pairs.reshape(*x.shape[:2], -1, turn.shape[1]) * turn[:, None, :]  # (B, T, H, K/2)
-    return turned.view(x.dtype).reshape(x.shape)  # (B, T, D)
+    return (pairs * turn).view(x.dtype)  # (B, T, D)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -380,9 +378,9 @@ def check_targets(targets: Array, shape: tuple[int, ...], vocab_size: int) -> No
 
 
 def _check_floats(op: str, **arrays: Array) -> None:
-    names = [f"{name} is {array.dtype}" for name, array in arrays.items()]
     dtypes = {array.dtype.char for array in arrays.values()}
     if len(dtypes) > 1 or not dtypes <= {"f", "d"}:
+        names = [f"{name} is {array.dtype}" for name, array in arrays.items()]
         raise ValueError(f"{op}: {', '.join(names)}; use float32, or float64, for all of them")
 
 

@@ -43,6 +43,7 @@ HEAD = normal(4, 70, 24), normal(50, 24, seed=1)
 
 CASES = {
     "linear, factors into w": ("linear", [normal(3, 40, 16), normal(24, 16)], {"scale": SCALE}),
+    "linear, many rows": ("linear", [normal(3, 128, 16), normal(24, 16)], {"scale": SCALE}),
     "linear, factors into x": ("linear", [normal(1, 3, 16), normal(500, 16)], {"scale": SCALE}),
     "linear, factors into y": ("linear", [normal(1, 3, 900), normal(2, 900)], {"scale": SCALE}),
     "linear, FP8": (
@@ -71,6 +72,65 @@ def test_a_fast_pair_is_its_readable_one(case, dtype):
     if "large scores" in case and dtype == "float32":
         pytest.skip("scores in the thousands lose what exp makes much of; float64 shows that the pairs are equal")
     assert_equal(*CASES[case], dtype)
+
+
+KERNELS = {"kernels for small products": 10**6, "none": 0}  # what OpenBLAS has on this machine shall not matter
+
+
+@pytest.mark.parametrize("small", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("N", "K", "M"),
+    [(300, 16, 24), (256, 64, 64), (7, 64, 64), (300, 30, 2000), (300, 100, 700), (2, 900, 3), (3, 16, 50_000)],
+)
+def test_a_product_in_groups_of_rows_is_the_product(monkeypatch, N, K, M, factor, small):
+    monkeypatch.setattr(fused, "SMALL", small)
+    a, b = normal(N, K).astype(float), normal(M, K, seed=1).astype(float).T
+    before = a.copy(), b.copy()
+    np.testing.assert_allclose(fused.product(a, b, factor), factor * (a @ b), rtol=0, atol=1e-12)
+    assert all(np.array_equal(x, y) for x, y in zip((a, b), before, strict=True))
+
+
+@pytest.mark.parametrize("small", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize(("N", "M", "K"), [(384, 20, 16), (300, 20, 16), (128, 20, 16), (256, 300, 200)])
+def test_a_product_over_rows_in_groups_is_the_product(monkeypatch, N, M, K, small):
+    monkeypatch.setattr(fused, "SMALL", small)
+    a, b = normal(N, M).astype(float), normal(N, K, seed=1).astype(float)
+    np.testing.assert_allclose(fused.product_over_rows(a, b), a.T @ b, rtol=0, atol=1e-11)
+
+
+def test_a_small_product_is_what_it_is_called(monkeypatch):
+    """None of them has more than SMALL multiplications: beyond, OpenBLAS packs each group, which is slower by half."""
+    monkeypatch.setattr(fused, "SMALL", 10**6)
+    sizes = []
+    matmul = np.matmul
+
+    def counted(a, b, **settings):
+        sizes.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
+        assert b.ctypes.data % 64 == 0
+        return matmul(a, b, **settings)
+
+    monkeypatch.setattr(np, "matmul", counted)
+    for K, M in ((16, 24), (64, 64), (64, 176), (128, 352), (250, 250)):
+        fused.product(normal(512, K), normal(K, M), 0.7)
+    assert len(sizes) == 10
+    assert max(sizes) <= 10**6
+
+
+@pytest.mark.parametrize(
+    ("simd", "blas", "small"),
+    [
+        (["AVX2", "X86_V4"], "scipy-openblas", 10**6),  # NumPy 2.4
+        (["AVX2", "AVX512_SKX"], "openblas64", 10**6),  # NumPy 2.0
+        (["AVX2", "X86_V3"], "scipy-openblas", 0),
+        (["X86_V4"], "mkl", 0),
+        ([], "accelerate", 0),
+    ],
+)
+def test_small_products_are_known_by_processor_and_library(monkeypatch, simd, blas, small):
+    found = {"SIMD Extensions": {"found": simd}, "Build Dependencies": {"blas": {"name": blas}}}
+    monkeypatch.setattr(np, "show_config", lambda mode: found)
+    assert fused.small_product() == small
 
 
 def test_a_linear_casts_the_same():
