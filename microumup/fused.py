@@ -364,12 +364,18 @@ def _loss_and_gradients(
         if i == 0:
             np.matmul(z.T, rows[chunk], out=dw)
         else:
-            for dw_i, z_i in pieces(dw, z.T):
-                dw_i += z_i @ rows[chunk]
+            _add_product(dw, z.T, rows[chunk])
+        del z  # or two chunks would be alive at once
     dx *= scale.dx
     dw *= scale.dw
     loss = np.asarray(losses.mean() * loss_scale.y, dtype=x.dtype)[()]
     return loss, dx.reshape(x.shape), dw
+
+
+def _add_product(out: Array, a: Array, b: Array) -> None:
+    """out += a b, of which never more exists than a piece."""
+    for out_i, a_i in pieces(out, a):
+        out_i += a_i @ b
 
 
 def dlogits(node: Tensor) -> Array:
