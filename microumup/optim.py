@@ -62,20 +62,19 @@ class AdamW:
     def _update(self, grads: Arrays, s: float, threads: Threads, i: int) -> None:
         beta1, beta2 = self.betas
         m_bias, v_bias = 1 - beta1**self.updates, 1 - beta2**self.updates
-        for name, C in self.lr_factors.items():
-            arrays = self.params[name], grads[name], self.m[name], self.v[name]
+        for name, (w, g, m, v) in threads.deal(blocks(self.params, grads, self.m, self.v), i):
+            C = self.lr_factors[name]
             kept = 1 - self.decay(self.weight_decay, s, self.lr, C)
-            for w, g, m, v in _blocks(arrays, threads, i):
-                m += (1 - beta1) * (g - m)
-                v += (1 - beta2) * (g * g - v)
-                # m̂/(√v̂ + ε), with m̂ = m/m_bias and v̂ = v/v_bias
-                update = xp_of(v).sqrt(v)
-                update += self.eps * v_bias**0.5
-                xp_of(v).divide(m, update, out=update)
-                update *= s * self.lr * C * v_bias**0.5 / m_bias
-                if kept != 1:
-                    w *= kept
-                w -= update
+            m += (1 - beta1) * (g - m)
+            v += (1 - beta2) * (g * g - v)
+            # m̂/(√v̂ + ε), with m̂ = m/m_bias and v̂ = v/v_bias
+            update = xp_of(v).sqrt(v)
+            update += self.eps * v_bias**0.5
+            xp_of(v).divide(m, update, out=update)
+            update *= s * self.lr * C * v_bias**0.5 / m_bias
+            if kept != 1:
+                w *= kept
+            w -= update
 
     def state(self) -> Arrays:
         """What a checkpoint keeps, beside the params and the number of updates."""
@@ -109,11 +108,10 @@ class SGD:
 
     def _update(self, grads: Arrays, s: float, threads: Threads, i: int) -> None:
         kept = 1 - self.decay(self.weight_decay, s, self.lr, 1.0)
-        for name, c_w in self.gradient_constants.items():
-            for w, g in _blocks((self.params[name], grads[name]), threads, i):
-                if kept != 1:
-                    w *= kept
-                w -= (s * self.lr / c_w) * g
+        for name, (w, g) in threads.deal(blocks(self.params, grads), i):
+            if kept != 1:
+                w *= kept
+            w -= (s * self.lr / self.gradient_constants[name]) * g
 
     def state(self) -> Arrays:
         """SGD remembers nothing but the number of updates."""
@@ -123,9 +121,10 @@ class SGD:
         self.updates = updates
 
 
-def _blocks(arrays: tuple[Array, ...], threads: Threads, i: int) -> Iterator[tuple[Array, ...]]:
-    """The i-th thread's share of arrays of one size, flat views of BLOCK elements at a time; on a GPU all at once."""
-    share = threads.share(arrays[0].size, i)
-    flat = [a.reshape(-1)[share] for a in arrays]
-    block = BLOCK if xp_of(arrays[0]) is np else max(1, flat[0].size)
-    return (tuple(a[j : j + block] for a in flat) for j in range(0, flat[0].size, block))
+def blocks(*arrays: Arrays) -> Iterator[tuple[str, tuple[Array, ...]]]:
+    """By weight, flat views of all that belongs to it, BLOCK elements at a time; on a GPU all at once."""
+    for name, w in arrays[0].items():
+        flat = [of[name].reshape(-1) for of in arrays]
+        block = BLOCK if xp_of(w) is np else w.size
+        for j in range(0, w.size, block):
+            yield name, tuple(a[j : j + block] for a in flat)

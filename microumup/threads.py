@@ -5,9 +5,10 @@ what up in which order depends on the number of threads alone, so the same numbe
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,10 @@ class Threads:
         """
         others = [self._others.submit(copy_context().run, work, i) for i in range(1, self.n)] if self._others else []
         return [work(0), *(other.result() for other in others)]
+
+    def deal(self, things: Iterable[T], i: int) -> Iterator[T]:
+        """Every n-th of `things` from the i-th on. Each call has to be given an iterable of its own."""
+        return islice(things, i, None, self.n)
 
     def share(self, size: int, i: int) -> slice:
         """The i-th of n shares of `size` things, as equal as whole things allow."""

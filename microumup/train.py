@@ -35,7 +35,7 @@ from microumup.model import (
     option_name,
     weights,
 )
-from microumup.optim import DECAYS, SGD, AdamW, schedule
+from microumup.optim import DECAYS, SGD, AdamW, blocks, schedule
 from microumup.parametrization import SCHEMES
 from microumup.ranges import log_scales
 from microumup.threads import Threads, cores
@@ -174,10 +174,9 @@ class Trainer:
         return out, part * value, {name: xp_of(g).ascontiguousarray(g) for name, g in grads.items()}
 
     def _add_up(self, i: int, grads: list[Arrays]) -> float:
-        """Add all threads' gradients to the first's, and their squares up, over the i-th share of every weight."""
+        """Add all threads' gradients to the first's, and their squares up, over every n-th block of the weights."""
         squares = []
-        for name, w in self.params.items():
-            first, *others = (g[name].reshape(-1)[self.threads.share(w.size, i)] for g in grads)
+        for _, (first, *others) in self.threads.deal(blocks(*grads), i):
             for other in others:
                 first += other
             squares.append(xp_of(first).vdot(first, first))

@@ -22,6 +22,10 @@ def test_shares_are_all_of_it_without_overlap_and_nearly_equal(size, n):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_things_are_dealt_to_all_in_turn():
+    assert [list(Threads(3).deal("abcdefg", i)) for i in range(3)] == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+
+
 def test_what_a_share_raises_is_raised_in_the_caller():
     def work(i):
         if i == 1:
