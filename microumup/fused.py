@@ -47,7 +47,7 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
-QUERIES = 64  # of attention at a time: of a block's keys, only those up to its end are looked at
+QUERIES = 32  # of attention at a time, twice as many if heads are large; of the keys, those up to the last of them
 LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
 ROWS = 128  # of a matrix that is multiplied a few rows at a time, at most
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
@@ -173,9 +173,10 @@ rms_norm = primitive(rms_norm_forward, rms_norm_backward)
 def attention_forward(
     q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float = 1.0, scale: Scale = Scale()
 ) -> tuple[Array, Any]:
-    """ops.attention for QUERIES queries at a time, each block with those keys alone that its last query sees.
+    """ops.attention for some queries at a time, each block with those keys alone that its last query sees.
 
-    p stays e^score; what each row lacks is divided out of its output, K elements instead of S.
+    What is kept as p holds scale.y. NumPy takes long to begin a row, which in a head is short: so whole blocks are
+    multiplied by a mask, not what lies in the future alone, and p by 1/sum, not y.
     """
     check_attention(q, k, v, head_dim)
     T, S = q.shape[1], k.shape[1]
@@ -183,43 +184,46 @@ def attention_forward(
     y = np.empty_like(q)
     qh, vh, yh = (split_heads(x, head_dim) for x in (q, v, y))  # (B, H, T, K), vh (B, H, S, K)
     kt = _transposed(k, head_dim)  # (B, H, K, S)
+    safe = _largest_norm(q, head_dim) * _largest_norm(k, head_dim) <= SAFE_EXPONENT  # |q k| <= |q| |k|
+    n = QUERIES if head_dim < 64 else 2 * QUERIES
     blocks = []
-    for start in range(0, T, QUERIES):
-        rows = slice(start, min(start + QUERIES, T))
+    for start in range(0, T, n):
+        rows = slice(start, min(start + n, T))
         seen = S - T + rows.stop
+        past = np.tri(rows.stop - start, seen, S - T + start, dtype=q.dtype)  # (n, seen), 1 or 0
         p = qh[:, :, rows] @ kt[..., :seen]  # (B, H, n, seen)
-        n = rows.stop - start
-        future = p[..., S - T + start :]  # (B, H, n, n), with the future above its diagonal
-        if _too_large(p):
-            future += causal_mask(np, n, n, p.dtype)
+        if not safe and _too_large(p):
+            p += causal_mask(np, *past.shape, p.dtype)
             p -= p.max(axis=-1, keepdims=True)
         np.exp(p, out=p)
-        future *= np.tri(n, dtype=p.dtype)
-        inverse_sum = 1 / np.vecdot(p, np.ones(seen, p.dtype))[..., None]  # (B, H, n, 1)
+        p *= past
+        p *= (scale.y / np.vecdot(p, np.ones(seen, p.dtype)))[..., None]
         np.matmul(p, vh[:, :, :seen], out=yh[:, :, rows])
-        yh[:, :, rows] *= inverse_sum * scale.y
-        blocks.append((rows, seen, p, inverse_sum))
+        blocks.append((rows, seen, p))
     return y, (q, k, v, y, blocks, head_dim, score_scale, scale)
 
 
 def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
     q, k, v, y, blocks, head_dim, score_scale, scale = saved
+    if scale.dx != scale.y:
+        dy = dy * (scale.dx / scale.y)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    qh, kh, yh, dqh, dkh, dvh, dyh = (split_heads(x, head_dim) for x in (q, k, y, dq, dk, dv, dy))
+    qh, kh, dqh, dyh = (split_heads(x, head_dim) for x in (q, k, dq, dy))
     vt = _transposed(v, head_dim)  # (B, H, K, S)
-    for last, (rows, seen, p, inverse_sum) in enumerate(reversed(blocks)):
-        g = dyh[:, :, rows] * (inverse_sum * scale.dx)  # (B, H, n, K): dy by what p lacks
-        # y = p v / sum
-        _first_or_more(dvh[:, :, :seen], p.swapaxes(-1, -2), g, first=last == 0)
-        dp = g @ vt[..., :seen]  # (B, H, n, seen)
+    along_y = np.einsum("btk,btk->bt", *(x.reshape(len(x), -1, head_dim) for x in (dy, y)))  # (B, T H)
+    along_y = split_heads(along_y.reshape(*y.shape[:2], -1), 1) / scale.y  # (B, H, T, 1)
+    for last, (rows, seen, p) in enumerate(reversed(blocks)):
+        # y = p v
+        _first_or_more(dv[:, :seen], p.swapaxes(-1, -2), dyh[:, :, rows], first=last == 0)
+        dp = dyh[:, :, rows] @ vt[..., :seen]  # (B, H, n, seen)
         # p = softmax(scores): dscores = p · (dp - Σ_s p dp), and that sum is dy · y
-        dp -= np.vecdot(g, yh[:, :, rows])[..., None] / scale.y
+        dp -= along_y[:, :, rows]
         dp *= p
         if seen == rows.stop - rows.start:
             dp[:, :, 0] = 0  # the first query sees but one key: no score changes that, and rounding shall not say so
         # scores = score_scale · q kᵀ + mask; q holds score_scale already
         np.matmul(dp, kh[:, :, :seen], out=dqh[:, :, rows])
-        _first_or_more(dkh[:, :, :seen], dp.swapaxes(-1, -2), qh[:, :, rows], first=last == 0)
+        _first_or_more(dk[:, :seen], dp.swapaxes(-1, -2), qh[:, :, rows], first=last == 0)
     dq *= score_scale
     return dq, dk, dv
 
@@ -233,17 +237,23 @@ def _transposed(x: Array, head_dim: int) -> Array:
     return np.ascontiguousarray(view) if head_dim < 64 else view
 
 
+def _largest_norm(x: Array, size: int) -> float:
+    """Of any `size` neighbours in x."""
+    rows = x.reshape(-1, size)
+    return sqrt(np.einsum("ij,ij->i", rows, rows).max())
+
+
 def _too_large(x: Array) -> bool:
     """Whether exp needs the maximum of each row taken off first, lest it overflow or all of a row become 0."""
     return max(float(x.max()), -float(x.min())) > SAFE_EXPONENT
 
 
 def _first_or_more(out: Array, a: Array, b: Array, *, first: bool) -> None:
-    """out = a b, or out += a b."""
-    if first:
-        np.matmul(a, b, out=out)
-    else:
-        out += a @ b
+    """out (B, S, D) = a b (B, H, S, K), or out += a b."""
+    part = out if first else np.empty(out.shape, out.dtype)
+    np.matmul(a, b, out=split_heads(part, b.shape[-1]))
+    if not first:
+        out += part
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,11 +358,11 @@ def _loss_and_gradients(
 ) -> tuple[Array, Array, Array]:
     """The loss, dx and dw, for a cotangent of 1."""
     rows, w = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w)
-    N, V = len(rows), len(w)
+    (N, D), V = rows.shape, len(w)
     dx, dw = np.empty_like(rows), np.empty_like(w)
     losses = np.empty(N)
     factor = scale.y * alpha
-    safe = factor * sqrt(np.vecdot(rows, rows).max() * np.vecdot(w, w).max()) <= SAFE_EXPONENT  # |x w| <= |x| |w|
+    safe = factor * _largest_norm(rows, D) * _largest_norm(w, D) <= SAFE_EXPONENT  # |x w| <= |x| |w|
     chunks = -(-N * V // LOGITS)
     for i in range(chunks):
         chunk = slice(N * i // chunks, N * (i + 1) // chunks)
