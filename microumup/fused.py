@@ -36,7 +36,7 @@ from microumup.ops import (
     cross_entropy_backward,
     cross_entropy_forward,
     embedding,
-    residual_split,
+    residual_split_forward,
     rope,
     split_heads,
 )  # fmt: skip
@@ -74,6 +74,11 @@ def pieces(*arrays: Array, size: int = 0) -> Iterator[tuple[Array, ...]]:
     return (tuple(x[i : i + rows] for x in views) for i in range(0, len(views[0]), rows))
 
 
+def times(x: Array, factor: float) -> Array:
+    """factor · x; without a pass over x where there is nothing to do."""
+    return x if factor == 1 else x * factor
+
+
 def product(a: Array, b: Array, factor: float = 1.0) -> Array:
     """factor · (a b), a (N, K) and b (K, M), by one pass over the smallest of a, b and their product."""
     y = np.empty((len(a), b.shape[1]), a.dtype)
@@ -83,12 +88,10 @@ def product(a: Array, b: Array, factor: float = 1.0) -> Array:
         b = np.multiply(b, factor, out=_from_a_cache_line(b.shape, b.dtype))
         np.matmul(a[:whole].reshape(-1, rows, len(b)), b, out=y[:whole].reshape(-1, rows, b.shape[1]))
         np.matmul(a[whole:], b, out=y[whole:])
-    elif factor == 1:
-        np.matmul(a, b, out=y)
     elif a.size <= b.size and a.size < y.size:
-        np.matmul(a * factor, b, out=y)
+        np.matmul(times(a, factor), b, out=y)
     elif b.size < y.size:
-        np.matmul(a, b * factor, out=y)
+        np.matmul(a, times(b, factor), out=y)
     else:
         np.matmul(a, b, out=y)
         y *= factor
@@ -205,8 +208,7 @@ def attention_forward(
 
 def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
     q, k, v, y, blocks, head_dim, score_scale, scale = saved
-    if scale.dx != scale.y:
-        dy = dy * (scale.dx / scale.y)
+    dy = times(dy, scale.dx / scale.y)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     qh, kh, dqh, dyh = (split_heads(x, head_dim) for x in (q, k, dq, dy))
     vt = _transposed(v, head_dim)  # (B, H, K, S)
@@ -285,8 +287,7 @@ def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
         slope *= silu
         slope += s
         # y = x_in · silu
-        if scale.dx != scale.y:
-            d = d * (scale.dx / scale.y)
+        d = times(d, scale.dx / scale.y)
         slope *= u
         slope *= d
         silu *= d
@@ -300,19 +301,28 @@ gated_silu = primitive(gated_silu_forward, gated_silu_backward)
 # residual: R' = a f(R) + b R
 
 
+def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
+    """ops.residual_split's, without a pass over dy where the factor is 1."""
+    # y = x
+    return (times(dy, saved.dbase),)
+
+
+residual_split = primitive(residual_split_forward, residual_split_backward)
+
+
 def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
     """ops.residual_add, block by block."""
     check_same("residual_add", branch=branch, skip=skip)
     y = np.empty_like(branch)
     for y_i, f, x in pieces(y, branch, skip):
         np.multiply(f, scale.a, out=y_i)
-        y_i += scale.b * x
+        y_i += times(x, scale.b)
     return y, scale
 
 
 def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
-    # y = a · branch + b · skip; times 1 is dy itself
-    return tuple(dy if factor == 1 else dy * factor for factor in (saved.dbranch, saved.b))  # type: ignore[return-value]
+    # y = a · branch + b · skip
+    return times(dy, saved.dbranch), times(dy, saved.b)
 
 
 residual_add = primitive(residual_add_forward, residual_add_backward)
