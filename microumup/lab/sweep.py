@@ -183,7 +183,7 @@ def sweep(
         # a seat is where one run at a time is: a killed process takes its own run with it, and no one else's
         seats = [client.get_executor(pure=False)] * len(missing) if client else new_seats(workers, len(missing))
         keep_in = None if client else results  # a worker of a cluster need not share our disk
-        errors = run_all(
+        errors = work_off(
             {id: (missing[id], device, keep_in) for id in sorted(missing, key=lambda id: -costs[id])},
             seats, keep=keep, tick=show, retries=retries,
         )  # fmt: skip
@@ -192,7 +192,7 @@ def sweep(
     return [records[run_id(job)] for job in jobs]
 
 
-def run_all(
+def work_off(
     tasks: dict[str, tuple[Any, ...]], seats: list[Executor], *, keep: Callable[[str, Record], None],
     tick: Callable[[], None], retries: int,
 ) -> dict[str, str]:  # fmt: skip
