@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-TOKENS_PER_THREAD = 512  # with less, threads mostly wait for the interpreter
+WORK_PER_THREAD = 1 << 15  # tokens · width: 512 tokens at width 64; with less, threads wait for the interpreter
 
 TYPICAL_LR = ", ".join(f"{row.typical_lr:.3g} for {name}" for name, row in SCHEMES.items())
 
@@ -295,9 +295,9 @@ def load_config(run_dir: Path) -> TrainConfig:
 
 
 def suitable_threads(config: TrainConfig) -> int:
-    """A thread for each core that gets TOKENS_PER_THREAD or more of a batch, and a sequence or more."""
+    """A thread for each core that gets WORK_PER_THREAD or more of a batch, and a sequence or more."""
     c = config
-    return max(1, min(cores(), c.batch_size, c.batch_size * c.seq_len // TOKENS_PER_THREAD))
+    return max(1, min(cores(), c.batch_size, c.batch_size * c.seq_len * c.width // WORK_PER_THREAD))
 
 
 def casts_or_fp8(config: ModelConfig) -> dict[str, LinearFormats]:

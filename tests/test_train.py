@@ -121,21 +121,30 @@ def test_more_threads_than_sequences_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "batch_size", "seq_len", "threads"),
-    [(2, 16, 64, 2), (64, 16, 64, 2), (64, 16, 128, 4), (1, 16, 64, 1), (8, 2, 4096, 2), (8, 4, 16, 1)],
+    ("cores", "width", "batch_size", "seq_len", "threads"),
+    [
+        (2, 64, 16, 64, 2),
+        (64, 64, 16, 64, 2),
+        (64, 64, 16, 128, 4),
+        (64, 128, 16, 64, 4),
+        (2, 32, 16, 64, 1),
+        (1, 64, 16, 64, 1),
+        (8, 64, 2, 4096, 2),
+        (8, 64, 4, 16, 1),
+    ],
 )
-def test_a_thread_has_a_core_512_tokens_and_a_sequence(
-    monkeypatch: pytest.MonkeyPatch, cores: int, batch_size: int, seq_len: int, threads: int
+def test_a_thread_has_a_core_enough_work_and_a_sequence(
+    monkeypatch: pytest.MonkeyPatch, cores: int, width: int, batch_size: int, seq_len: int, threads: int
 ) -> None:
     monkeypatch.setattr(train_module, "cores", lambda: cores)
-    assert suitable_threads(TrainConfig(batch_size=batch_size, seq_len=seq_len)) == threads
+    assert suitable_threads(TrainConfig(width=width, batch_size=batch_size, seq_len=seq_len)) == threads
 
 
 def test_the_command_notes_how_many_threads_it_took(
     shipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_module, "cores", lambda: 3)
-    monkeypatch.setattr(train_module, "TOKENS_PER_THREAD", 1)
+    monkeypatch.setattr(train_module, "WORK_PER_THREAD", 1)
     assert main([*OPTIONS, "--quiet", "--out", str(tmp_path / "all")]) == 0
     assert main([*OPTIONS, "--quiet", "--out", str(tmp_path / "one"), "--threads", "1"]) == 0
     assert [load_config(tmp_path / name).threads for name in ("all", "one")] == [3, 1]
