@@ -6,8 +6,7 @@ Five things make the difference:
     cache     elementwise work goes block by block, so that all its passes find their numbers in the cache
     products  of small matrices are taken a few rows at a time, which OpenBLAS multiplies without copying them first
     factors   a factor goes into the smallest of two operands and their product, not into the product always
-    softmax   exp is taken without a maximum where the scores show that it cannot overflow, and what would divide by
-              its sum divides something smaller
+    softmax   no maximum is taken off where the norms of the operands, or the scores, show that exp cannot overflow
     the head  takes its loss and its gradients a few hundred tokens at a time: no (N, V) array of logits ever exists
 
 `rope`, `embedding` and all the small checks are those of `ops.py`.
@@ -47,17 +46,17 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
-QUERIES = 32  # of attention at a time, twice as many if heads are large; of the keys, those up to the last of them
+QUERIES = 32  # of attention at a time, or twice as many; a block looks at no keys behind its last query
 LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
-ROWS = 128  # of a matrix that is multiplied a few rows at a time, at most
+ROWS = 128  # of a matrix at a time where products are kept SMALL, at most
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
 
 
 def small_product() -> int:
     """Up to which m·n·k the BLAS behind NumPy multiplies an (m, k) matrix by a (k, n) one without packing them first.
 
-    OpenBLAS has kernels for that, on processors with AVX-512 alone. They reach what large products reach, while a
-    product of small matrices that is too large for them spends a third of its time on packing.
+    OpenBLAS has kernels for that on x86 with AVX-512 alone. They reach the speed of large products, while a product
+    that is a little too large for them spends up to a third of its time on packing.
     """
     found = np.show_config(mode="dicts")
     has_kernels = {"X86_V4", "AVX512_SKX"} & set(found["SIMD Extensions"].get("found", ()))
@@ -82,7 +81,7 @@ def times(x: Array, factor: float) -> Array:
 def product(a: Array, b: Array, factor: float = 1.0) -> Array:
     """factor · (a b), a (N, K) and b (K, M), by one pass over the smallest of a, b and their product."""
     y = np.empty((len(a), b.shape[1]), a.dtype)
-    if (rows := min(ROWS, SMALL // b.size)) >= 16:
+    if (rows := min(ROWS, SMALL // b.size)) >= 16:  # with fewer rows a call costs more than packing
         rows = 1 << rows.bit_length() - 1
         whole = len(a) // rows * rows
         b = np.multiply(b, factor, out=_from_a_cache_line(b.shape, b.dtype))
@@ -99,7 +98,7 @@ def product(a: Array, b: Array, factor: float = 1.0) -> Array:
 
 
 def product_over_rows(a: Array, b: Array) -> Array:
-    """aᵀ b, a (N, M) and b (N, K)."""
+    """aᵀ b, a (N, M) and b (N, K): one product, or the sum of SMALL ones."""
     if ROWS * a.shape[1] * b.shape[1] > SMALL or len(a) % ROWS:
         return a.T @ b
     a, b = (x.reshape(-1, ROWS, x.shape[1]) for x in (a, b))
