@@ -58,9 +58,10 @@ def small_product() -> int:
     OpenBLAS has kernels for that on x86 with AVX-512 alone. They reach the speed of large products, while a product
     that is a little too large for them spends up to a third of its time on packing.
     """
-    found = np.show_config(mode="dicts")
-    has_kernels = {"X86_V4", "AVX512_SKX"} & set(found["SIMD Extensions"].get("found", ()))
-    return 10**6 if has_kernels and "openblas" in found["Build Dependencies"]["blas"]["name"] else 0
+    found = np.show_config(mode="dicts")  # without what it has nothing to say of
+    vectors = found.get("SIMD Extensions", {}).get("found", ())
+    library = found.get("Build Dependencies", {}).get("blas", {}).get("name", "")
+    return 10**6 if "openblas" in library and {"X86_V4", "AVX512_SKX"} & set(vectors) else 0
 
 
 SMALL = small_product()

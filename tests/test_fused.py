@@ -133,6 +133,11 @@ def test_small_products_are_known_by_processor_and_library(monkeypatch, simd, bl
     assert fused.small_product() == small
 
 
+def test_a_numpy_that_says_nothing_of_itself_has_no_kernels_for_small_products(monkeypatch):
+    monkeypatch.setattr(np, "show_config", lambda mode: {})
+    assert fused.small_product() == 0
+
+
 def test_a_linear_casts_the_same():
     assert_equal(*CASES["linear, FP8"], "float32")  # only factors differ, which come after the casts
 
