@@ -46,7 +46,8 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
-QUERIES = 32  # of attention at a time, or twice as many; a block looks at no keys behind its last query
+LARGE_HEAD = 64  # elements, from which on attention's matrix products read heads well as they lie
+QUERIES = 32  # of attention at a time, twice as many of large heads; a block looks at no keys behind its last query
 LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
 ROWS = 128  # of a matrix at a time where products are kept SMALL, at most
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
@@ -68,7 +69,8 @@ SMALL = small_product()
 
 
 def pieces(*arrays: Array, size: int = 0) -> Iterator[tuple[Array, ...]]:
-    """Views (n, last axis) of all arrays, which are cut alike, into pieces of about `size` elements of the first."""
+    """Views (n, last axis) of all arrays, which are cut alike, into pieces of about `size` elements of the first; of
+    BLOCK elements if no size is given."""
     views = [x.reshape(-1, x.shape[-1]) for x in arrays]
     rows = max(1, (size or BLOCK) // arrays[0].shape[-1])
     return (tuple(x[i : i + rows] for x in views) for i in range(0, len(views[0]), rows))
@@ -79,7 +81,7 @@ def times(x: Array, factor: float) -> Array:
     return x if factor == 1 else x * factor
 
 
-def product(a: Array, b: Array, factor: float = 1.0) -> Array:
+def product(a: Array, b: Array, factor: float) -> Array:
     """factor · (a b), a (N, K) and b (K, M), by one pass over the smallest of a, b and their product."""
     y = np.empty((len(a), b.shape[1]), a.dtype)
     if (rows := min(ROWS, SMALL // b.size)) >= 16:  # with fewer rows a call costs more than packing
@@ -94,7 +96,8 @@ def product(a: Array, b: Array, factor: float = 1.0) -> Array:
         np.matmul(a, times(b, factor), out=y)
     else:
         np.matmul(a, b, out=y)
-        y *= factor
+        if factor != 1:
+            y *= factor
     return y
 
 
@@ -188,7 +191,7 @@ def attention_forward(
     qh, vh, yh = (split_heads(x, head_dim) for x in (q, v, y))  # (B, H, T, K), vh (B, H, S, K)
     kt = _transposed(k, head_dim)  # (B, H, K, S)
     safe = _largest_norm(q, head_dim) * _largest_norm(k, head_dim) <= SAFE_EXPONENT  # |q k| <= |q| |k|
-    n = QUERIES if head_dim < 64 else 2 * QUERIES
+    n = QUERIES if head_dim < LARGE_HEAD else 2 * QUERIES
     blocks = []
     for start in range(0, T, n):
         rows = slice(start, min(start + n, T))
@@ -236,7 +239,7 @@ attention = primitive(attention_forward, attention_backward)
 def _transposed(x: Array, head_dim: int) -> Array:
     """(B, S, D) -> (B, H, K, S). A matmul reads small heads three times as fast when they are laid out so."""
     view = split_heads(x, head_dim).swapaxes(-1, -2)
-    return np.ascontiguousarray(view) if head_dim < 64 else view
+    return np.ascontiguousarray(view) if head_dim < LARGE_HEAD else view
 
 
 def _largest_norm(x: Array, size: int) -> float:

@@ -164,13 +164,12 @@ class Trainer:
         params = {name: Tensor(w, name) for name, w in self.params.items()}
         ids, hits = (to_device(a[share], self.device) for a in (tokens, targets))
         part = len(ids) / c.batch_size
-        weight = part * c.loss_scale
-        out = loss(params, ids, hits, c, batch_tokens=tokens.size, weight=weight, ops=self.ops)
+        out = loss(params, ids, hits, c, batch_tokens=tokens.size, weight=part * c.loss_scale, ops=self.ops)
         if not isfinite(value := float(out.data)):
             raise Diverged(step, value, c)
         backpropagate(out, keep=keep)
         grads = {name: t.grad for name, t in params.items() if t.grad is not None}
-        # shares of them are added to in place, through flat views
+        # blocks of them are added to in place, through flat views
         return out, part * value, {name: xp_of(g).ascontiguousarray(g) for name, g in grads.items()}
 
     def _add_up(self, i: int, grads: list[Arrays]) -> float:

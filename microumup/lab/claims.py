@@ -574,6 +574,17 @@ def fig3(data: Data) -> list[Claim]:
     return found
 
 
+def growth(first: Rows, last: Rows, kind: str) -> dict[str, float]:
+    """By how many octaves the RMS of every tensor of a kind grows, `.w` or `.x`."""
+    before, after = log2_rms(first), log2_rms(last)
+    return {name: after[name] - before[name] for name in before if name.endswith(kind)}
+
+
+def lead(of: dict[str, float], tensor: str) -> float:
+    """By how much `tensor` is ahead of all others."""
+    return of[tensor] - max(value for name, value in of.items() if name != tensor)
+
+
 def fig8(data: Data) -> list[Claim]:
     """Which of u-µP's weights and which of its inputs grows most.
 
@@ -584,19 +595,11 @@ def fig8(data: Data) -> list[Claim]:
     last_down = max(name for name in values(data.ranges, "tensor") if name.endswith("down.x"))
     found = []
     for tensor, kind, words in (("head.w", ".w", "weight"), (last_down, ".x", "input")):
-
-        def growth(first: Rows, last: Rows, kind: str = kind) -> dict[str, float]:
-            before, after = log2_rms(first), log2_rms(last)
-            return {name: after[name] - before[name] for name in before if name.endswith(kind)}
-
-        def lead(first: Rows, last: Rows, tensor: str = tensor, growth: Any = growth) -> float:
-            of = growth(first, last)
-            return float(of.pop(tensor) - max(of.values()))
-
-        own = over_seeds(lambda a, b, tensor=tensor, growth=growth: growth(a, b)[tensor], *ends)
+        own = over_seeds(lambda a, b, tensor=tensor, kind=kind: growth(a, b, kind)[tensor], *ends)
+        ahead = over_seeds(lambda a, b, tensor=tensor, kind=kind: lead(growth(a, b, kind), tensor), *ends)
         found.append(claim(f"u-µP: {tensor} grows by", own, REPORT, unit="octaves", paper="grows"))
         text = f"u-µP: {tensor} grows more than any other {words} by"
-        found.append(claim(text, over_seeds(lead, *ends), GROWS_MOST, unit="octaves", paper="grows most"))
+        found.append(claim(text, ahead, GROWS_MOST, unit="octaves", paper="grows most"))
     return found
 
 
