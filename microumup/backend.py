@@ -3,7 +3,6 @@
 The rest of the package writes `xp = xp_of(x)` and calls `xp.exp`, `xp.zeros`, … : the same line runs on both.
 """
 
-import ctypes
 import importlib
 import sys
 from typing import Any
@@ -17,7 +16,7 @@ GPU_HINT = "install CuPy for your driver, pip install 'microumup[gpu13]' (CUDA 1
 
 
 def xp_of(array: Array) -> Any:
-    """The module whose functions fit `array`: `numpy` or `cupy`."""
+    """Module whose functions fit `array`: `numpy` or `cupy`."""
     return sys.modules[type(array).__module__.partition(".")[0]]
 
 
@@ -37,7 +36,7 @@ def choose_device(name: str) -> str:
 
 
 def _gpu_problem() -> str:
-    """Why no GPU can be used here, in a few words; empty when one can."""
+    """Reason why no GPU can be used here, in a few words; empty when one can."""
     try:
         cupy = importlib.import_module("cupy")
         if cupy.cuda.runtime.getDeviceCount() == 0:
@@ -58,21 +57,6 @@ def to_device(array: Array, device: str) -> Array:
 def to_host(array: Array) -> Array:
     """`array` as a numpy array; no copy where it already is one."""
     return array if isinstance(array, (np.ndarray, np.generic)) else array.get()
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory of arrays it has freed, for the next ones.
-
-    Every step makes and frees the same arrays. By default glibc gives large ones back to the system and gets them
-    again, page by page, each of which is cleared: a sixth of the time of a step. Without glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names
-    mallopt(M_TRIM_THRESHOLD, 1 << 30)
-    mallopt(M_MMAP_THRESHOLD, 1 << 25)  # 32 MiB, the most it takes
 
 
 def scatter_add(rows: int, index: Array, values: Array) -> Array:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from microumup.model import option_name
+from microumup.config import option_name
 from microumup.parametrization import ALIASES
 
 

@@ -1,15 +1,16 @@
-"""What `data.py` leaves to the extra `data`: BPE tokens, by the library `tokenizers`, and WikiText-103.
+"""Where texts come from, and BPE tokens: the shipped corpus, files of your own, WikiText-103; the library `tokenizers`.
 
-Both are named here alone; data.py is whole without them, with bytes and the shipped text.
+The last two need the extra `data`; bytes of the shipped text, or of your own, do not.
 """
 
 import hashlib
 import importlib
+import lzma
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from microumup.backend import Array
+
+SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
+SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
 
 WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT_SHA256 = {  # of the files of the Hugging Face dataset Salesforce/wikitext, wikitext-103-raw-v1
@@ -122,6 +126,56 @@ def _pieces(text: bytes, size: int = 1 << 16) -> Iterator[str]:
         end = found.start() if found else len(text)
         yield text[start:end].decode()
         start = end
+
+
+# ---- Texts ----
+
+
+def split(text: bytes) -> tuple[bytes, bytes]:
+    """Cut UTF-8 text into a training and a validation split (5 %).
+
+    Of 100 equal blocks the 11th, 31st, 51st, 71st and 91st validate. A corpus often runs through time, as the State of
+    the Union does from 1790 to 2021: its last 5 % would measure how well the past predicts the present, five blocks
+    spread over it measure the whole. Few long blocks, so that few windows straddle a seam; cut between characters
+    and before there are tokens, so that the splits are the same text whatever the vocabulary.
+    """
+    cuts = [len(text) * i // 100 for i in range(101)]
+    for i, cut in enumerate(cuts):
+        while cut < len(text) and text[cut] & 0b1100_0000 == 0b1000_0000:  # inside a character
+            cut += 1
+        cuts[i] = cut
+    blocks = [text[start:end] for start, end in pairwise(cuts)]
+    return b"".join(block for i, block in enumerate(blocks) if i % 20 != 10), b"".join(blocks[10::20])
+
+
+def read_text(path: Path) -> bytes:
+    """The content of a UTF-8 text file. Raises ValueError for one that is missing, unreadable, empty or binary."""
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except OSError as error:
+        raise ValueError(f"--text {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
+    if not content.strip():
+        raise ValueError(f"--text {path}: empty; give a UTF-8 text file")
+    if b"\0" in content:
+        raise ValueError(f"--text {path}: binary, it holds a NUL byte; give a UTF-8 text file")
+    return content
+
+
+def read_sotu() -> bytes:
+    """The shipped corpus. Raises ValueError where it is missing or damaged."""
+    paths = [folder / "sotu.txt.xz" for folder in SOTU_FOLDERS]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise ValueError(f"--corpus sotu: neither {' nor '.join(map(str, paths))} exists; reinstall microumup")
+    try:
+        content = lzma.decompress(path.read_bytes())
+    except lzma.LZMAError:
+        content = b""  # whose checksum is wrong
+    verify("--corpus sotu", path, hashlib.sha256(content).hexdigest(), SOTU_SHA256)
+    return content
 
 
 def read_wikitext(split_name: str) -> bytes:

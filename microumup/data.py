@@ -5,11 +5,8 @@ uint16 for BPE. Nothing here has state: a batch is a function of (tokens, seed, 
 batches that it would have seen.
 """
 
-import hashlib
-import lzma
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -21,9 +18,6 @@ from microumup.backend import Array
 
 BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
 LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
-
-SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
-SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
 
 
 # ---- Batches ----
@@ -137,9 +131,9 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     source = f"--corpus {name}"
     if text:
         source, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
-        train, valid = split(b"\n\n".join(map(_read_text, text)))
+        train, valid = corpora.split(b"\n\n".join(map(corpora.read_text, text)))
     elif name == "sotu":
-        train, valid = split(_read_sotu())
+        train, valid = corpora.split(corpora.read_sotu())
     elif name == "wikitext-103":
         train, valid = corpora.read_wikitext("train"), corpora.read_wikitext("validation")
     else:
@@ -155,48 +149,3 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
             f"{seq_len + 1}; give a longer text or a smaller --seq-len"
         )
     return corpus
-
-
-def split(text: bytes) -> tuple[bytes, bytes]:
-    """Cut UTF-8 text into a training and a validation split (5 %).
-
-    Of 100 equal blocks the 11th, 31st, 51st, 71st and 91st validate. A corpus often runs through time, as the State of
-    the Union does from 1790 to 2021: its last 5 % would measure how well the past predicts the present, five blocks
-    spread over it measure the whole. Few long blocks, so that few windows straddle a seam; cut between characters
-    and before there are tokens, so that the splits are the same text whatever the vocabulary.
-    """
-    cuts = [len(text) * i // 100 for i in range(101)]
-    for i, cut in enumerate(cuts):
-        while cut < len(text) and text[cut] & 0b1100_0000 == 0b1000_0000:  # inside a character
-            cut += 1
-        cuts[i] = cut
-    blocks = [text[start:end] for start, end in pairwise(cuts)]
-    return b"".join(block for i, block in enumerate(blocks) if i % 20 != 10), b"".join(blocks[10::20])
-
-
-def _read_text(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        content.decode()
-    except OSError as error:
-        raise ValueError(f"--text {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--text {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
-    if not content.strip():
-        raise ValueError(f"--text {path}: empty; give a UTF-8 text file")
-    if b"\0" in content:
-        raise ValueError(f"--text {path}: binary, it holds a NUL byte; give a UTF-8 text file")
-    return content
-
-
-def _read_sotu() -> bytes:
-    paths = [folder / "sotu.txt.xz" for folder in SOTU_FOLDERS]
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
-        raise ValueError(f"--corpus sotu: neither {' nor '.join(map(str, paths))} exists; reinstall microumup")
-    try:
-        content = lzma.decompress(path.read_bytes())
-    except lzma.LZMAError:
-        content = b""  # whose checksum is wrong
-    corpora.verify("--corpus sotu", path, hashlib.sha256(content).hexdigest(), SOTU_SHA256)
-    return content

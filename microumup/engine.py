@@ -5,10 +5,13 @@ It knows no op and no multiplier. An op is a pair of pure array functions:
     forward(*arrays, **settings) -> (y, saved)        saved is all that backward will need, an explicit tuple
     backward(dy, saved) -> (dx, ...)                  one gradient per array, None for integer arrays
 
-`primitive(forward, backward)` makes of such a pair an op that also takes Tensors and remembers what it did.
+`primitive(forward, backward)` makes of such a pair an op that also takes Tensors and remembers what it did. Within
+`using(kernels)` some ops run other pairs of the same signature: the same values, made faster.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import count
 from typing import Any
 
@@ -16,19 +19,24 @@ from microumup.backend import Array, xp_of
 
 Forward = Callable[..., tuple[Array, Any]]
 Backward = Callable[[Array, Any], tuple[Array | None, ...]]
+Op = Callable[..., "Tensor"]
+Kernels = Mapping[Op, tuple[Forward, Backward]]
 
 _clock = count()
+_kernels: ContextVar[Kernels] = ContextVar("kernels", default={})  # noqa: B039 - nobody writes to it
 
 
 class Tensor:
     """An array that gradients flow to, and how it was made.
 
     Made by hand it is a leaf: a parameter, or an input to differentiate with respect to. `backpropagate` puts the
-    gradient into `grad`, same shape and dtype as `data`. Tensors that an op returned have `op`, `inputs` and
-    `saved`. One whose inputs hold no Tensor is a constant: it has no tape behind it and gets no gradient.
+    gradient into `grad`, same shape and dtype as `data`. Tensors that an op returned have `op`, `inputs`, `settings`
+    and `saved`. One whose inputs hold no Tensor is a constant: it has no tape behind it and gets no gradient.
     """
 
-    __slots__ = ("_backward", "_owns_grad", "constant", "data", "grad", "inputs", "name", "op", "order", "saved")
+    __slots__ = (
+        "_backward", "_owns_grad", "constant", "data", "grad", "inputs", "name", "op", "order", "saved", "settings",
+    )  # fmt: skip
 
     def __init__(self, data: Array, name: str = "", *, constant: bool = False) -> None:
         self.data = data
@@ -37,6 +45,7 @@ class Tensor:
         self.grad: Array | None = None
         self.op = ""
         self.inputs: tuple[Tensor | Array, ...] = ()
+        self.settings: dict[str, Any] = {}
         self.saved: Any = None
         self.order = next(_clock)  # an op is younger than its inputs: sorting by age is a topological order
         self._backward: Backward | None = None
@@ -60,22 +69,33 @@ class Tensor:
         return f"Tensor({label}, {self.data.shape}, {self.data.dtype})"
 
 
-def primitive(forward: Forward, backward: Backward) -> Callable[..., Tensor]:
+def primitive(forward: Forward, backward: Backward) -> Op:
     """The op made of `forward` and `backward`. Arrays and Tensors are positional, settings are keywords."""
-    name = forward.__name__.removesuffix("_forward")
+    name, own = forward.__name__.removesuffix("_forward"), (forward, backward)
 
     def op(*inputs: Tensor | Array, **settings: Any) -> Tensor:
+        forward, backward = _kernels.get().get(op, own)
         y, saved = forward(*(x.data if isinstance(x, Tensor) else x for x in inputs), **settings)
         constant = all(not isinstance(x, Tensor) or x.constant for x in inputs)
         out = Tensor(y, constant=constant)
         out.op = name
         if not constant:
-            out.inputs, out.saved, out._backward = inputs, saved, backward
+            out.inputs, out.settings, out.saved, out._backward = inputs, settings, saved, backward
         return out
 
     op.__name__ = op.__qualname__ = name
     op.__doc__ = f"{forward.__doc__ or ''}\n\nTakes Tensors or arrays, returns a Tensor."
     return op
+
+
+@contextmanager
+def using(kernels: Kernels) -> Iterator[None]:
+    """Run the ops named in `kernels` by the pairs given there, in this thread and whatever it hands its context to."""
+    token = _kernels.set({**_kernels.get(), **kernels})
+    try:
+        yield
+    finally:
+        _kernels.reset(token)
 
 
 def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = False) -> None:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from microumup.backend import Array, xp_of
+from microumup.cpu import blocks
 
 
 class Format(NamedTuple):
@@ -42,33 +43,28 @@ E5M2 = _format("e5m2", ml_dtypes.float8_e5m2)
 FORMATS = {"e4m3": E4M3, "e5m2": E5M2}
 
 EXPONENT_BITS = 0x7F800000  # of a float32: x with only these bits is 2^⌊log2|x|⌋
-BLOCK = 1 << 16  # elements worked on at a time, so that they and their spacing stay in the processor's cache
 
 
-def quantize(x: Array, fmt: Format, *, out: Array | None = None) -> Array:
+def quantize(x: Array, fmt: Format) -> Array:
     """The values of fmt nearest to x, ties to the even one. x float32 of any shape -> float32, same shape.
 
     What lies past ±max, infinity too, becomes ±max; subnormals, zero's sign and NaN are kept: bit for bit a
-    clip to ±max, then ml_dtypes' cast there and back. out: C-contiguous; x itself, or an array apart from it.
-    Raises ValueError on an x or out that does not fit and on an unknown format.
+    clip to ±max, then ml_dtypes' cast there and back. Raises ValueError for an x that is not float32 and for an
+    unknown format.
     """
-    _check("quantize", x, fmt)
+    if not hasattr(fmt, "mantissa_bits"):
+        raise ValueError(f"quantize: fmt is {fmt!r}; pass E4M3 or E5M2, or look it up in FORMATS")
+    if (dtype := getattr(x, "dtype", type(x))) != np.float32:
+        raise ValueError(f"quantize: x is {dtype}; pass float32, x.astype(np.float32)")
     xp = xp_of(x)
-    out = xp.empty(x.shape, dtype=np.float32) if out is None else out
-    if out.shape != x.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(f"quantize: out is {out.dtype} {out.shape}; pass C-contiguous float32 {x.shape}")
-    block = max(1, min(x.size, BLOCK) if xp is np else x.size)  # a GPU gains nothing from blocks
-    scratch = xp.empty(block, dtype=np.float32)
-    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    out = xp.empty(x.shape, dtype=np.float32)
     with np.errstate(invalid="ignore"):  # a signaling NaN would warn
-        for i in range(0, x.size, block):
-            y = flat_out[i : i + block]
-            step = scratch[: y.size]
-            xp.clip(flat_x[i : i + block], -fmt.max, fmt.max, out=y)
-            _spacing(y, fmt, out=step)
-            xp.divide(y, step, out=y)  # exact, by a power of two. Neighbours in fmt are now 1 apart,
+        for y, x_i in blocks(out, xp.ascontiguousarray(x)):
+            xp.clip(x_i, -fmt.max, fmt.max, out=y)
+            step = _spacing(y, fmt)
+            y /= step  # exact, by a power of two. Neighbours in fmt are now 1 apart,
             xp.rint(y, out=y)  # and rint rounds to nearest, ties to even, and keeps the sign of zero
-            xp.multiply(y, step, out=y)
+            y *= step
     return out
 
 
@@ -79,35 +75,17 @@ def quantize_nonsaturating(x: Array, fmt: Format) -> Array:
     return rounded
 
 
-def quantize_stochastic(x: Array, fmt: Format, rng: np.random.Generator) -> Array:
-    """Like `quantize`, but to either neighbour of x, drawn so that within ±max the mean over draws is x."""
-    _check("quantize_stochastic", x, fmt)
-    xp = xp_of(x)
-    with np.errstate(invalid="ignore"):
-        clipped = xp.clip(x, -fmt.max, fmt.max)
-        _spacing(clipped, fmt, out=(step := xp.empty_like(clipped)))
-        below = xp.floor(clipped / step)
-        up = xp.asarray(rng.random(x.shape, dtype=np.float32)) < clipped / step - below
-        return xp.copysign((below + up) * step, x)
-
-
-def _spacing(y: Array, fmt: Format, *, out: Array) -> None:
-    """out = the distance between neighbours in fmt at y: 2^(max(⌊log2|y|⌋, min_exponent) − mantissa_bits)."""
+def _spacing(y: Array, fmt: Format) -> Array:
+    """Distance between neighbours in fmt at y: 2^(max(⌊log2|y|⌋, min_exponent) − mantissa_bits)."""
     xp = xp_of(y)
-    xp.bitwise_and(y.view(np.uint32), EXPONENT_BITS, out=out.view(np.uint32))
-    xp.maximum(out, fmt.min_normal, out=out)  # subnormals are spaced like the smallest normals
-    xp.multiply(out, 2.0**-fmt.mantissa_bits, out=out)
-
-
-def _check(op: str, x: Array, fmt: Format) -> None:
-    if not hasattr(fmt, "mantissa_bits"):
-        raise ValueError(f"{op}: fmt is {fmt!r}; pass E4M3 or E5M2, or look it up in FORMATS")
-    if (dtype := getattr(x, "dtype", type(x))) != np.float32:
-        raise ValueError(f"{op}: x is {dtype}; pass float32, x.astype(np.float32)")
+    step = (y.view(np.uint32) & np.uint32(EXPONENT_BITS)).view(np.float32)
+    xp.maximum(step, fmt.min_normal, out=step)  # subnormals are spaced like the smallest normals
+    step *= 2.0**-fmt.mantissa_bits
+    return step
 
 
 class LinearFormats(NamedTuple):
-    """What each operand of a linear is rounded to; None leaves it float32."""
+    """Formats that the operands of a linear are rounded to; None leaves one float32."""
 
     x: Format | None = None
     w: Format | None = None

@@ -1,4 +1,4 @@
-"""The ops of `ops.py` once more, for speed on a CPU: what training runs by default.
+"""Some pairs of `ops.py` once more, for speed on a CPU: what training runs there by default.
 
 Each pair here has the signature of its readable one and the same values up to rounding, which the tests hold to 1e-6.
 Five things make the difference:
@@ -9,114 +9,28 @@ Five things make the difference:
     softmax   no maximum is taken off where the norms of the operands, or the scores, show that exp cannot overflow
     the head  takes its loss and its gradients a few hundred tokens at a time: no (N, V) array of logits ever exists
 
-`rope`, `embedding` and all the small checks are those of `ops.py`.
+KERNELS, at the end, names the ops that they are run for within `engine.using(KERNELS)`.
 
 Legend: as in `ops.py`.
 """
 
-from collections.abc import Iterator
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
+from microumup import ops
 from microumup.backend import Array
-from microumup.engine import Tensor, primitive
+from microumup.checks import check_attention, check_linear, check_same, check_targets
+from microumup.cpu import BLOCK, pieces, product, product_over_rows, times
+from microumup.engine import Kernels
 from microumup.fp8 import LinearFormats
-from microumup.ops import (
-    ResidualScale,
-    Scale,
-    cast,
-    causal_mask,
-    check_attention,
-    check_linear,
-    check_same,
-    check_targets,
-    cross_entropy_backward,
-    cross_entropy_forward,
-    embedding,
-    residual_split_forward,
-    rope,
-    split_heads,
-)  # fmt: skip
+from microumup.ops import ResidualScale, Scale, cast, causal_mask, split_heads
 
-__all__ = [
-    "attention", "embedding", "gated_silu", "linear", "linear_cross_entropy", "residual_add", "residual_split",
-    "rms_norm", "rope",
-]  # fmt: skip
-
-BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
 LARGE_HEAD = 64  # elements, from which on attention's matrix products read heads well as they lie
 QUERIES = 32  # of attention at a time, twice as many of large heads; a block looks at no keys behind its last query
 LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
-ROWS = 128  # of a matrix at a time where products are kept SMALL, at most
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
-
-
-def small_product() -> int:
-    """Up to which m·n·k the BLAS behind NumPy multiplies an (m, k) matrix by a (k, n) one without packing them first.
-
-    OpenBLAS has kernels for that on x86 with AVX-512 alone. They reach the speed of large products, while a product
-    that is a little too large for them spends up to a third of its time on packing.
-    """
-    found = np.show_config(mode="dicts")  # without what it has nothing to say of
-    vectors = found.get("SIMD Extensions", {}).get("found", ())
-    library = found.get("Build Dependencies", {}).get("blas", {}).get("name", "")
-    return 10**6 if "openblas" in library and {"X86_V4", "AVX512_SKX"} & set(vectors) else 0
-
-
-SMALL = small_product()
-
-
-def pieces(*arrays: Array, size: int = 0) -> Iterator[tuple[Array, ...]]:
-    """Views (n, last axis) of all arrays, which are cut alike, into pieces of about `size` elements of the first; of
-    BLOCK elements if no size is given."""
-    views = [x.reshape(-1, x.shape[-1]) for x in arrays]
-    rows = max(1, (size or BLOCK) // arrays[0].shape[-1])
-    return (tuple(x[i : i + rows] for x in views) for i in range(0, len(views[0]), rows))
-
-
-def times(x: Array, factor: float) -> Array:
-    """factor · x; without a pass over x where there is nothing to do."""
-    return x if factor == 1 else x * factor
-
-
-def product(a: Array, b: Array, factor: float) -> Array:
-    """factor · (a b), a (N, K) and b (K, M), by one pass over the smallest of a, b and their product."""
-    y = np.empty((len(a), b.shape[1]), a.dtype)
-    if (rows := min(ROWS, SMALL // b.size)) >= 16:  # with fewer rows a call costs more than packing
-        rows = 1 << rows.bit_length() - 1
-        whole = len(a) // rows * rows
-        b = np.multiply(b, factor, out=_from_a_cache_line(b.shape, b.dtype))
-        np.matmul(a[:whole].reshape(-1, rows, len(b)), b, out=y[:whole].reshape(-1, rows, b.shape[1]))
-        np.matmul(a[whole:], b, out=y[whole:])
-    elif a.size <= b.size and a.size < y.size:
-        np.matmul(times(a, factor), b, out=y)
-    elif b.size < y.size:
-        np.matmul(a, times(b, factor), out=y)
-    else:
-        np.matmul(a, b, out=y)
-        if factor != 1:
-            y *= factor
-    return y
-
-
-def product_over_rows(a: Array, b: Array) -> Array:
-    """aᵀ b, a (N, M) and b (N, K): one product, or the sum of SMALL ones."""
-    if ROWS * a.shape[1] * b.shape[1] > SMALL or len(a) % ROWS:
-        return a.T @ b
-    a, b = (x.reshape(-1, ROWS, x.shape[1]) for x in (a, b))
-    return np.add.reduce(a.swapaxes(1, 2) @ b)  # over the first axis
-
-
-def _from_a_cache_line(shape: tuple[int, ...], dtype: Any) -> Array:
-    """np.empty, but from a multiple of 64 bytes on. NumPy's own starts at any of 16: a vector of 64 bytes then lies
-    across two lines of the cache, and the kernels for small products read it at half the speed."""
-    size = prod(shape)
-    x = np.empty(size + 64 // dtype.itemsize, dtype)
-    start = -x.__array_interface__["data"][0] % 64 // dtype.itemsize
-    return x[start : start + size].reshape(shape)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # linear: y = x wᵀ
@@ -143,9 +57,6 @@ def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return dx.reshape(*dy.shape[:-1], -1), dw
 
 
-linear = primitive(linear_forward, linear_backward)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # rms_norm: x over its root mean square
 
@@ -167,9 +78,6 @@ def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
         np.multiply(dy_i, r, out=dx_i)
         dx_i -= y_i * along
     return (dx,)
-
-
-rms_norm = primitive(rms_norm_forward, rms_norm_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,9 +141,6 @@ def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
     return dq, dk, dv
 
 
-attention = primitive(attention_forward, attention_backward)
-
-
 def _transposed(x: Array, head_dim: int) -> Array:
     """(B, S, D) -> (B, H, K, S). A matmul reads small heads three times as fast when they are laid out so."""
     view = split_heads(x, head_dim).swapaxes(-1, -2)
@@ -297,9 +202,6 @@ def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return dx_in, dx_gate
 
 
-gated_silu = primitive(gated_silu_forward, gated_silu_backward)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # residual: R' = a f(R) + b R
 
@@ -308,9 +210,6 @@ def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
     """ops.residual_split's, without a pass over dy where the factor is 1."""
     # y = x
     return (times(dy, saved.dbase),)
-
-
-residual_split = primitive(residual_split_forward, residual_split_backward)
 
 
 def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
@@ -326,9 +225,6 @@ def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = R
 def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     # y = a · branch + b · skip
     return times(dy, saved.dbranch), times(dy, saved.b)
-
-
-residual_add = primitive(residual_add_forward, residual_add_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,9 +257,6 @@ def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, 
     loss_scale = loss_scale._replace(dx=loss_scale.dx * float(dy))
     _, dx, dw = _loss_and_gradients(x, w, targets, alpha, scale, loss_scale, fp8)
     return dx, dw, None
-
-
-linear_cross_entropy = primitive(linear_cross_entropy_forward, linear_cross_entropy_backward)
 
 
 def _loss_and_gradients(
@@ -401,16 +294,6 @@ def _add_product(out: Array, a: Array, b: Array) -> None:
         out_i += a_i @ b
 
 
-def dlogits(node: Tensor) -> Array:
-    """The gradient (N, V) of the logits inside a linear_cross_entropy, after `backpropagate` with `keep`."""
-    assert node.grad is not None
-    x, w, targets, alpha, scale, loss_scale, fp8 = node.saved[2]
-    logits, _ = linear_forward(x, w, scale=scale, fp8=fp8)
-    _, saved = cross_entropy_forward(logits, targets, alpha=alpha, scale=loss_scale)
-    dy = cross_entropy_backward(node.grad, saved)[0]
-    return dy.reshape(-1, len(w))
-
-
 def _softmax_gradient(z: Array, targets: Array, factor: float, *, safe: bool) -> Array:
     """z (n, V) becomes factor · (softmax(z) - onehot), in place; returns the losses -log softmax(z)[target] (n,)."""
     losses = np.empty(len(z))
@@ -426,3 +309,14 @@ def _softmax_gradient(z: Array, targets: Array, factor: float, *, safe: bool) ->
         y *= (factor / total)[:, None]
         y[hit] -= factor
     return losses
+
+
+KERNELS: Kernels = {
+    ops.linear: (linear_forward, linear_backward),
+    ops.rms_norm: (rms_norm_forward, rms_norm_backward),
+    ops.attention: (attention_forward, attention_backward),
+    ops.gated_silu: (gated_silu_forward, gated_silu_backward),
+    ops.residual_split: (ops.residual_split_forward, residual_split_backward),
+    ops.residual_add: (residual_add_forward, residual_add_backward),
+    ops.linear_cross_entropy: (linear_cross_entropy_forward, linear_cross_entropy_backward),
+}

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from microumup import checkpoint, cli
+from microumup import checkpoint, cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
+from microumup.config import ModelConfig, check_least
 from microumup.data import Tokenizer, load_tokenizer
-from microumup.model import Cache, ModelConfig, check_least, forward, weights
+from microumup.model import Cache, trunk
+from microumup.plan import Plan, plan
 
 
 def generate(
-    params: dict[str, Array], config: ModelConfig, prompt: Sequence[int] | Array, count: int, *,
+    params: dict[str, Array], plan: Plan, prompt: Sequence[int] | Array, count: int, *,
     temperature: float = 1.0, top_k: int = 0, seed: int = 0, use_cache: bool = True,
 ) -> list[int]:  # fmt: skip
     """`count` tokens that continue `prompt` (at least one token). The same seed gives the same tokens.
@@ -25,14 +27,14 @@ def generate(
     tokens, start, cache = list(map(int, prompt)), 0, Cache()
     if not tokens:
         raise ValueError("--prompt: is empty; give at least one character to continue")
-    rng = np.random.default_rng(seed)
-    xp = xp_of(params["embedding"])
+    rng, config, xp = np.random.default_rng(seed), plan.config, xp_of(params["embedding"])
     for _ in range(count):
         if len(tokens) - start > config.seq_len:
             start, cache = len(tokens) - config.seq_len // 2, Cache()
         new = tokens[start + cache.length :] if use_cache else tokens[start:]
-        logits = forward(params, xp.asarray(np.array([new])), config, cache if use_cache else None).data[0, -1]  # (V,)
-        tokens.append(_draw(config.alpha_loss_softmax * to_host(logits).astype(np.float64), temperature, top_k, rng))
+        last = trunk(params, xp.asarray(np.array([new])), plan, cache if use_cache else None).data[0, -1:]  # (1, D)
+        logits = to_host(ops.linear(last, params["head"], **plan.linears["head"]._asdict()).data[0])  # (V,)
+        tokens.append(_draw(config.alpha_loss_softmax * logits.astype(np.float64), temperature, top_k, rng))
     return tokens[len(tokens) - count :]
 
 
@@ -45,12 +47,12 @@ def _draw(logits: Array, temperature: float, top_k: int, rng: np.random.Generato
     return int(np.searchsorted(p, rng.random() * p[-1], side="right"))
 
 
-def load_run(run_dir: Path, device: str = "cpu") -> tuple[ModelConfig, dict[str, Array], Tokenizer]:
-    """The model of a run directory: config, params and tokenizer. Raises ValueError when there is none."""
+def load_run(run_dir: Path, device: str = "cpu") -> tuple[Plan, dict[str, Array], Tokenizer]:
+    """The model of a run directory: plan, params and tokenizer. Raises ValueError when there is none."""
     arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    config = ModelConfig(**info["model"])
-    params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
-    return config, params, load_tokenizer(run_dir)
+    numbers = plan(ModelConfig(**info["model"]), batch_tokens=1)  # nothing is differentiated
+    params = {name: to_device(arrays[f"params/{name}"], device) for name in numbers.weights}
+    return numbers, params, load_tokenizer(run_dir)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,10 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_least(args, tokens=1, temperature=0, top_k=0, seed=0)
-        config, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
+        numbers, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
         prompt = tokenizer.encode(args.prompt)
         tokens = generate(
-            params, config, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
+            params, numbers, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
         )
     text = tokenizer.decode(tokens)
     if args.json:

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array, scatter_add, xp_of
-from microumup.engine import Tensor, primitive
+from microumup.checks import (
+    check_attention,
+    check_floats,
+    check_heads,
+    check_ids,
+    check_linear,
+    check_same,
+    check_targets,
+)  # fmt: skip
+from microumup.engine import primitive
 from microumup.fp8 import Format, LinearFormats, quantize
 
 
@@ -84,10 +93,10 @@ def cast(x: Array, fmt: Format | None) -> Array:
 
 def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> tuple[Array, Any]:
     """y = scale.y · w[tokens]. tokens (B, T) of integers in [0, V), w (V, D) -> y (B, T, D)."""
-    _check_floats("embedding", w=w)
+    check_floats("embedding", w=w)
     if w.ndim != 2:
         raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
-    _check_ids("embedding", "tokens", tokens, len(w))
+    check_ids("embedding", "tokens", tokens, len(w))
     y = w[tokens]  # (B, T, D)
     y *= scale.y
     return y, (tokens, len(w), scale)
@@ -110,7 +119,7 @@ embedding = primitive(embedding_forward, embedding_backward)
 
 def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
     """y = x / √(mean(x²) + eps), the mean over the last axis. x (..., D) -> y (..., D)."""
-    _check_floats("rms_norm", x=x)
+    check_floats("rms_norm", x=x)
     xp = xp_of(x)
     inverse_rms = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)  # (..., 1)
     y = x * inverse_rms
@@ -138,8 +147,8 @@ def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int 
     A pair (x_2i, x_2i+1) is the complex number x_2i + j x_2i+1, multiplied by exp(j · position · base^(-2i/K)).
     `start` is the position of the first token (more than 0 when a cache holds those before it).
     """
-    _check_floats("rope", x=x)
-    _check_heads("rope", "x", x, head_dim)
+    check_floats("rope", x=x)
+    check_heads("rope", "x", x, head_dim)
     if head_dim % 2:
         raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
     turn = _turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
@@ -264,7 +273,7 @@ gated_silu = primitive(gated_silu_forward, gated_silu_backward)
 
 def residual_split_forward(x: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
     """The branch's input, x itself. Its gradient is multiplied by scale.dbase: there u-µP applies the delayed a."""
-    _check_floats("residual_split", x=x)
+    check_floats("residual_split", x=x)
     return x, scale
 
 
@@ -303,7 +312,7 @@ def cross_entropy_forward(
 
     logits (..., V); targets (...), integers in [0, V). scale.dx multiplies dlogits = alpha/N · (p - onehot).
     """
-    _check_floats("cross_entropy", logits=logits)
+    check_floats("cross_entropy", logits=logits)
     check_targets(targets, logits.shape[:-1], logits.shape[-1])
     xp = xp_of(logits)
     z = alpha * logits.reshape(-1, logits.shape[-1])  # (N, V)
@@ -328,74 +337,29 @@ def cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, None]:
 cross_entropy = primitive(cross_entropy_forward, cross_entropy_backward)
 
 
-def linear_cross_entropy(
-    x: Tensor, w: Tensor, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale(),
-    loss_scale: Scale = Scale(), fp8: LinearFormats = LinearFormats(),
-) -> Tensor:  # fmt: skip
-    """The readout and its loss: the one place where `fused.py` makes one op of two.
-
-    x (..., D), w (V, D), targets (...) -> a scalar. `scale` and `fp8` are linear's, the others the loss's.
-    """
-    return cross_entropy(linear(x, w, scale=scale, fp8=fp8), targets, alpha=alpha, scale=loss_scale)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# What every forward asks of its arguments
+# linear_cross_entropy: the readout and its loss as one op, so that kernels need never hold all (N, V) logits
 
 
-def check_linear(x: Array, w: Array) -> None:
-    """Raise ValueError unless x (..., D_in) and w (D_out, D_in) go together."""
-    _check_floats("linear", x=x, w=w)
-    if w.ndim != 2 or x.shape[-1] != w.shape[1]:
-        hint = ", did you pass w.T?" if w.ndim == 2 and x.shape[-1] == w.shape[0] else ""
-        raise ValueError(f"linear: x has D_in={x.shape[-1]} but w is {w.shape}; w is (fan_out, fan_in){hint}")
+def linear_cross_entropy_forward(
+    x: Array, w: Array, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale(), loss_scale: Scale = Scale(),
+    fp8: LinearFormats = LinearFormats(),
+) -> tuple[Array, Any]:  # fmt: skip
+    """cross_entropy(linear(x, w), targets). x (..., D), w (V, D), targets (...) -> a scalar.
+
+    `scale` and `fp8` are linear's, `alpha` and `loss_scale` the loss's.
+    """
+    logits, of_linear = linear_forward(x, w, scale=scale, fp8=fp8)
+    loss, of_loss = cross_entropy_forward(logits, targets, alpha=alpha, scale=loss_scale)
+    return loss, (of_linear, of_loss)
 
 
-def check_attention(q: Array, k: Array, v: Array, head_dim: int) -> None:
-    """Raise ValueError unless q (B, T, D), k and v (B, S, D) go together."""
-    _check_floats("attention", q=q, k=k, v=v)
-    _check_heads("attention", "q", q, head_dim)
-    B, T, D = q.shape
-    if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
-        shapes = f"q is {q.shape}, k {k.shape}, v {v.shape}"
-        raise ValueError(f"attention: {shapes}; need (B, T, D) and (B, S, D) with S >= T")
+def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
+    of_linear, of_loss = saved
+    # loss = cross_entropy(logits, targets)
+    dlogits, _ = cross_entropy_backward(dy, of_loss)
+    # logits = linear(x, w)
+    return *linear_backward(dlogits, of_linear), None
 
 
-def check_same(op: str, **arrays: Array) -> None:
-    """Raise ValueError unless all have one shape and one dtype."""
-    _check_floats(op, **arrays)
-    if len({array.shape for array in arrays.values()}) > 1:
-        shapes = " but ".join(f"{name} is {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"{op}: {shapes}; they go element by element, so their shapes have to be equal")
-
-
-def check_targets(targets: Array, shape: tuple[int, ...], vocab_size: int) -> None:
-    """Raise ValueError unless there is a target in [0, V) for each of the tokens, whose array has that shape."""
-    if targets.shape != shape:
-        logits = (*shape, vocab_size)
-        raise ValueError(f"cross_entropy: logits are {logits} but targets {targets.shape}; one target per token")
-    _check_ids("cross_entropy", "targets", targets, vocab_size)
-
-
-def _check_floats(op: str, **arrays: Array) -> None:
-    dtypes = {array.dtype.char for array in arrays.values()}
-    if len(dtypes) > 1 or not dtypes <= {"f", "d"}:
-        names = [f"{name} is {array.dtype}" for name, array in arrays.items()]
-        raise ValueError(f"{op}: {', '.join(names)}; use float32, or float64, for all of them")
-
-
-def _check_ids(op: str, name: str, ids: Array, vocab_size: int) -> None:
-    """Before any indexing: numpy would wrap a negative id, cupy any id that is out of range."""
-    if ids.dtype.kind not in "iu":
-        raise ValueError(f"{op}: {name} are {ids.dtype}; token ids are integers")
-    if ids.size == 0:
-        raise ValueError(f"{op}: {name} are empty, shape {ids.shape}")
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-        bad = low if low < 0 else high
-        raise ValueError(f"{op}: {name} hold id {bad}, outside [0, {vocab_size}), the vocabulary")
-
-
-def _check_heads(op: str, name: str, x: Array, head_dim: int) -> None:
-    if x.ndim != 3 or head_dim < 1 or x.shape[-1] % head_dim:
-        raise ValueError(f"{op}: {name} is {x.shape}, need (B, T, D) with D a multiple of head_dim={head_dim}")
+linear_cross_entropy = primitive(linear_cross_entropy_forward, linear_cross_entropy_backward)

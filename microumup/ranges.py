@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from microumup.backend import Array, xp_of
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, tape
 from microumup.fp8 import TENSORS, Format, LinearFormats, parse_recipe, quantize
-from microumup.fused import dlogits
+from microumup.ops import cross_entropy_backward, cross_entropy_forward, linear_forward
 
 
 class Range(NamedTuple):
@@ -51,6 +52,20 @@ def linear_ranges(losses: Tensor | list[Tensor], recipe: dict[str, LinearFormats
         for tensor, array, fmt in zip(TENSORS, (x, w.data, dy), formats, strict=True):
             ranges[f"{w.name}.{tensor}"] = measure(array, fmt)
     return ranges
+
+
+def dlogits(node: Tensor) -> Array:
+    """The gradient (N, V) of the logits inside a linear_cross_entropy, after `backpropagate` with `keep`."""
+    x, w, targets = (x.data if isinstance(x, Tensor) else x for x in node.inputs)
+    scale, fp8, loss_scale, alpha = (node.settings[name] for name in ("scale", "fp8", "loss_scale", "alpha"))
+    logits, _ = linear_forward(x, w, scale=scale, fp8=fp8)
+    _, saved = cross_entropy_forward(logits, targets, alpha=alpha, scale=loss_scale)
+    return cross_entropy_backward(grad_of(node), saved)[0].reshape(-1, len(w))
+
+
+def casts_or_fp8(config: ModelConfig) -> dict[str, LinearFormats]:
+    """Formats to hold a model's scales against: those it casts to or, if it casts nothing, those of FP8 training."""
+    return parse_recipe("fp8" if config.fp8 == "none" else config.fp8)
 
 
 def _joined(parts: list[Array]) -> Array:

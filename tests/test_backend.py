@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from cupy_double import counts
 
-from microumup.backend import choose_device, keep_freed_memory, scatter_add, to_device, to_host, xp_of
+from microumup.backend import choose_device, scatter_add, to_device, to_host, xp_of
+from microumup.cpu import keep_freed_memory
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from microumup import fused, ops
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import E4M3, LinearFormats
-from microumup.model import ModelConfig, init_params, loss
+from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.ranges import linear_ranges
 

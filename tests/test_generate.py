@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup.config import ModelConfig, TrainConfig
 from microumup.data import Corpus
 from microumup.generate import generate, load_run, main
-from microumup.model import ModelConfig, forward, init_params
-from microumup.train import TrainConfig, train
+from microumup.model import forward, init_params
+from microumup.trainer import train
 
 CONFIG = ModelConfig(width=16, head_dim=8, seq_len=12, vocab_size=19, alpha_loss_softmax=4.0)
 PARAMS = init_params(CONFIG, 0, np.float64)

@@ -9,13 +9,15 @@ import pytest
 from cupy_double import counts
 
 from microumup.backend import scatter_add, to_device, to_host
+from microumup.config import ModelConfig, TrainConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import FORMATS, quantize, quantize_nonsaturating, quantize_stochastic
 from microumup.generate import generate
-from microumup.model import ModelConfig, gradient_constants, init_params, loss, weights
+from microumup.model import init_params, loss
 from microumup.optim import SGD, AdamW
 from microumup.parametrization import SCHEMES
-from microumup.train import TrainConfig, Trainer
+from microumup.plan import gradient_constants, weights
+from microumup.trainer import Trainer
 
 SMALL = {"width": 16, "head_dim": 8, "seq_len": 16, "batch_size": 4, "layers": 2}
 

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import Cache, ModelConfig, branches, forward, gradient_constants, init_params, loss, weights
+from microumup.model import Cache, branches, forward, init_params, loss
 from microumup.optim import AdamW, schedule
 from microumup.parametrization import SCHEMES
+from microumup.plan import gradient_constants, weights
 
 SIZE = {"width": 16, "head_dim": 8, "seq_len": 12, "vocab_size": 19}
 TINY = ModelConfig(**SIZE, scheme="mup", base_width=8, base_layers=1)

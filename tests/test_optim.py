@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from microumup import optim, parametrization
+from microumup.config import ModelConfig
+from microumup.cpu import Threads
 from microumup.engine import Tensor, backpropagate
-from microumup.model import ModelConfig, gradient_constants, init_params, loss
+from microumup.model import init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import SGD, AdamW, schedule
-from microumup.threads import Threads
+from microumup.plan import gradient_constants
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (3, 4), "b": (5,)}

@@ -11,8 +11,8 @@ import pytest
 
 from microumup.__main__ import COMMANDS
 from microumup.cli import Parser
+from microumup.config import TrainConfig
 from microumup.lab.claims import amount
-from microumup.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -3,7 +3,7 @@ from threading import get_ident
 import numpy as np
 import pytest
 
-from microumup.threads import Threads, cores
+from microumup.cpu import Threads, cores
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

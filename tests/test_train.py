@@ -10,10 +10,13 @@ from conftest import Refused
 
 from microumup import ops
 from microumup import train as train_module
+from microumup.config import PRESETS, TrainConfig
 from microumup.data import Corpus
 from microumup.engine import Tensor
 from microumup.ranges import linear_ranges, read_scales
-from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, load_config, main, suitable_threads, train
+from microumup.run_dir import load_config
+from microumup.train import main, suitable_threads
+from microumup.trainer import Diverged, Trainer, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
 OPTIONS = ["--width", "16", "--head-dim", "8", "--layers", "1", "--seq-len", "16", "--batch-size", "4", "--steps", "8"]

@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
 from microumup.lab import ledger
 from microumup.lab.twins import TWINS, Twin, load_peer
 from microumup.lab.workers import run_all
-from microumup.model import check_least, init_params
-from microumup.train import TrainConfig, Trainer
+from microumup.model import init_params
+from microumup.trainer import Trainer
 
 T = TypeVar("T")
 Program = Callable[[], Any]

@@ -5,7 +5,7 @@ learning rate, and in constants. `move` takes weights and AdamW's state from one
 of a weight w, all the factors that the network has next to it,
 
     w' = θ w,  θ = G/G'              the network computes what it did
-    g' = g/θ · c'_W/c_W              its gradient: the true one times a known constant, `model.gradient_constants`
+    g' = g/θ · c'_W/c_W              its gradient: the true one times a known constant, `plan.gradient_constants`
     m' = m g'/g,  v' = v (g'/g)²
     C' = θ C                         is what Adam, at ε = 0, needs to stay on its trajectory: the abc-symmetry
 
@@ -35,19 +35,13 @@ import numpy as np
 
 from microumup.backend import Array
 from microumup.cli import Parser, bad_input, say, whole
+from microumup.config import ModelConfig, check_least, option_name
+from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
-from microumup.model import (
-    ModelConfig,
-    branches,
-    check_least,
-    gradient_constants,
-    init_params,
-    loss,
-    option_name,
-    weights,
-)
-from microumup.optim import AdamW, Arrays, Factors
+from microumup.model import init_params, loss
+from microumup.optim import AdamW, Factors
 from microumup.parametrization import SCHEMES
+from microumup.plan import Plan, gradient_constants, plan
 
 
 class Moved(NamedTuple):
@@ -58,23 +52,23 @@ class Moved(NamedTuple):
     changes: list[str]
 
 
-def move(params: Arrays, state: Arrays, source: ModelConfig, target: ModelConfig, batch_tokens: int) -> Moved:
+def move(params: Arrays, state: Arrays, source: Plan, target: Plan) -> Moved:
     """Weights and optimizer state of `source` as those of `target`; the number of updates stays what it is.
 
-    `state` is AdamW's, or SGD's empty one; `batch_tokens` is b, the tokens of a batch. Where `changes` is empty Adam
+    `state` is AdamW's, or SGD's empty one. Where `changes` is empty Adam
     stays on its trajectory at ε = 0, with weight decay that is independent of C. SGD, which has no C, does with the
     gradient constants of `target` over θ². Raises ValueError where source and target cannot be the same network, or
     cast to FP8, through which no factor passes unchanged.
     """
     for name in ("width", "layers", "head_dim", "vocab_size", "norm_eps", "rope_base"):
-        if (old := getattr(source, name)) != (new := getattr(target, name)):
+        if (old := getattr(source.config, name)) != (new := getattr(target.config, name)):
             raise ValueError(f"move: {option_name(name)} is {old} in source, {new} in target; make them the same")
-    if {source.fp8, target.fp8} != {"none"}:
+    if {source.config.fp8, target.config.fp8} != {"none"}:
         raise ValueError("move: a cast to FP8 is not the same at another scale; move with fp8='none', then cast")
-    if params.keys() != weights(source).keys():
-        raise ValueError("move: params are not those of source; they need the names of model.weights(source)")
+    if params.keys() != source.weights.keys():
+        raise ValueError("move: params are not those of source; they need the names in source.weights")
     theta = weight_factors(source, target)
-    c, moved_c = gradient_constants(source, batch_tokens), gradient_constants(target, batch_tokens)
+    c, moved_c = gradient_constants(source), gradient_constants(target)
     moved = {}
     for key, array in state.items():
         moment, _, name = key.partition("/")
@@ -82,49 +76,48 @@ def move(params: Arrays, state: Arrays, source: ModelConfig, target: ModelConfig
     return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
 
 
-def weight_factors(source: ModelConfig, target: ModelConfig) -> Factors:
+def weight_factors(source: Plan, target: Plan) -> Factors:
     """θ of every weight."""
     old, new = gains(source), gains(target)
     return {name: prod(old[name].values()) / prod(new[name].values()) for name in old}
 
 
-def lr_factors(source: ModelConfig, target: ModelConfig) -> tuple[float, Factors]:
+def lr_factors(source: Plan, target: Plan) -> tuple[float, Factors]:
     """η'/η, and the C' that keeps every weight on its trajectory then. At this η' the first layer's v, a hidden weight
     with A alone next to it, stays on it with the C of its row."""
-    C = {name: theta * weights(source)[name].C for name, theta in weight_factors(source, target).items()}
-    lr = C["layer0.v"] / weights(target)["layer0.v"].C
+    C = {name: theta * source.weights[name].C for name, theta in weight_factors(source, target).items()}
+    lr = C["layer0.v"] / target.weights["layer0.v"].C
     return lr, {name: factor / lr for name, factor in C.items()}
 
 
-def gains(config: ModelConfig) -> dict[str, Factors]:
+def gains(p: Plan) -> dict[str, Factors]:
     """G of every weight, factor by factor."""
-    c, ops, (r_0, *trunk) = config, config.rules.ops, trunk_scales(config)
-    found: dict[str, Factors] = {name: {"A": w.A} for name, w in weights(c).items()}
+    c, (r_0, *trunk) = p.config, trunk_scales(p)
+    found: dict[str, Factors] = {name: {"A": w.A} for name, w in p.weights.items()}
     found["embedding"]["A"] /= r_0
     found["head"]["α_loss-softmax"] = c.alpha_loss_softmax
-    root = {"√score": sqrt(c.alpha_attn_softmax * c.rules.score_scale(c.head_dim))}
-    attention, silu = ops.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len), ops.gated_silu(c.alpha_ffn_act)
-    r = [branch.a / scale for branch, scale in zip(branches(c), trunk, strict=True)]  # r_l/r_0
+    root = {"√score": sqrt(p.score_scale)}
+    r = [branch.a / scale for branch, scale in zip(p.branches, trunk, strict=True)]  # r_l/r_0
     for layer in range(c.layers):
-        of_o = {"1/σ": attention.y, "r_l/r_0": r[2 * layer]}
-        of_down = {"1/σ": silu.y, "r_l/r_0": r[2 * layer + 1], "1/α_ffn-act": 1 / c.alpha_ffn_act}
+        of_o = {"1/σ": p.attention.y, "r_l/r_0": r[2 * layer]}
+        of_down = {"1/σ": p.gated_silu.y, "r_l/r_0": r[2 * layer + 1], "1/α_ffn-act": 1 / c.alpha_ffn_act}
         beside = {"q": root, "k": root, "o": of_o, "gate": {"α_ffn-act": c.alpha_ffn_act}, "down": of_down}
         for name, factors in beside.items():
             found[f"layer{layer}.{name}"] |= factors
     return found
 
 
-def trunk_scales(config: ModelConfig) -> list[float]:
+def trunk_scales(p: Plan) -> list[float]:
     """r_0, the std that a fresh embedding puts out, and what the trunk has left of it after each branch: r_0 Π b."""
-    scales = [weights(config)["embedding"].A * weights(config)["embedding"].init_std]
-    for branch in branches(config):
+    scales = [p.weights["embedding"].A * p.weights["embedding"].init_std]
+    for branch in p.branches:
         scales.append(scales[-1] * branch.b)
     return scales
 
 
-def changes(source: ModelConfig, target: ModelConfig) -> list[str]:
+def changes(source: Plan, target: Plan) -> list[str]:
     """What training does not keep, a sentence each; none where `target` goes on as `source` would."""
-    before, after, theta = weights(source), weights(target), weight_factors(source, target)
+    before, after, theta = source.weights, target.weights, weight_factors(source, target)
     old, new, (lr, needed) = gains(source), gains(target), lr_factors(source, target)
 
     def sentence(names: list[str]) -> str:
@@ -140,11 +133,11 @@ def changes(source: ModelConfig, target: ModelConfig) -> list[str]:
 
     said = [f"η: {lr:.4g} times it keeps v's learning rate; C of the others is compared at that"] * (not _ones(lr))
     said += [f"{kinds}: {words}" for words, kinds in _by_kind(list(before), sentence).items() if words]
-    heads = [c.rules.ops.linear(w.A, w.A_backward, 1) for c, w in ((source, before["head"]), (target, after["head"]))]
+    heads = [p.linears["head"].scale for p in (source, target)]
     if not _ones(ratio := heads[1].dx / heads[1].y / (heads[0].dx / heads[0].y)):
         said.append(f"readout's backward: {ratio:.4g} times on all gradients behind it; Adam sees it through ε alone")
-    if source.norm_eps and not _ones(trunk := np.divide(trunk_scales(target), trunk_scales(source))):
-        said.append(f"RMSNorm's ε: still {source.norm_eps:g}, and the trunk is {_span(trunk)} times as large")
+    if source.config.norm_eps and not _ones(trunk := np.divide(trunk_scales(target), trunk_scales(source))):
+        said.append(f"RMSNorm's ε: still {source.config.norm_eps:g}, and the trunk is {_span(trunk)} times as large")
     return said
 
 
@@ -183,39 +176,41 @@ CHAIN = (
     Link("umup", "umup-iclr", False, "depth in C counts layers, another readout backward; a and b stay at α_res/√2"),
 )  # fmt: skip
 SIZES = {"width": 32, "layers": 2, "base_width": 16, "base_layers": 1}
+SEQUENCES = 4  # in a batch
 SAME = 1e-12  # of losses near 1: rounding comes to 4e-14 in 300 steps, a single C that is 1e-6 off to 1e-9 in 30
 
 
-def configs(link: Link, sizes: dict[str, int]) -> tuple[ModelConfig, ModelConfig]:
+def plans(link: Link, sizes: dict[str, int]) -> tuple[Plan, Plan]:
     """Both sides of a link, at hyperparameters that are not 1 and with ε of RMSNorm 0. `sizes` are named as SIZES."""
     options = sizes | {"head_dim": 8, "alpha_attn_softmax": sqrt(8), "sigma_init": 0.5, "alpha_emb": 2.0}
     if link.source == "sp":
         options |= {"base_width": sizes["width"], "base_layers": sizes["layers"], "sigma_init": 1.0, "alpha_emb": 1.0}
     alpha_res = {"umup": 1 / 2, "umup-iclr": 1 / 2 / sqrt(2)}
 
-    def side(scheme: str) -> ModelConfig:
+    def side(scheme: str) -> Plan:
         has = ("width", "layers", "head_dim", *SCHEMES[scheme].hyperparameters)
         mine: dict[str, Any] = {name: value for name, value in options.items() if name in has}
         mine |= {"alpha_res": alpha_res[scheme]} if scheme in alpha_res else {}
-        return ModelConfig(scheme=scheme, seq_len=16, vocab_size=24, norm_eps=0.0, **mine)
+        config = ModelConfig(scheme=scheme, seq_len=16, vocab_size=24, norm_eps=0.0, **mine)
+        return plan(config, SEQUENCES * config.seq_len)
 
     return side(link.source), side(link.target)
 
 
-def measure(link: Link, source: ModelConfig, target: ModelConfig, *, steps: int = 30, seed: int = 0) -> dict[str, Any]:
+def measure(link: Link, source: Plan, target: Plan, *, steps: int = 30, seed: int = 0) -> dict[str, Any]:
     """Train the source for `steps`, move it, train on for as many on both sides, in float64: a link as --json has it.
 
     Differences are the largest of any loss: `forward` right after the move, `losses` along training by Adam's ε,
     `with_needed_C` at ε = 0 with the C of `lr_factors` for those of the target: none, if `changes` forgets nothing.
     """
-    text, (lr_factor, needed) = _text(source, 2 * steps, seed), lr_factors(source, target)
+    text, (lr_factor, needed) = _text(source.config, 2 * steps, seed), lr_factors(source, target)
     lr = SCHEMES[link.source].typical_lr / 2  # with no schedule all of it is at the edge of chaos, where rounding grows
-    C, own = ({name: w.C for name, w in weights(config).items()} for config in (source, target))
-    half = AdamW(init_params(source, seed, np.float64), C, lr=lr, weight_decay=2**-13, eps=0.0)
+    C, own = ({name: w.C for name, w in p.weights.items()} for p in (source, target))
+    half = AdamW(init_params(source.config, seed, np.float64), C, lr=lr, weight_decay=2**-13, eps=0.0)
     train(source, half, text[:steps])
 
     def differences(moved_C: Factors, eps: float = 0.0) -> Array:
-        here, moved = deepcopy(half), move(half.params, half.state(), source, target, text[0, :, 1:].size)
+        here, moved = deepcopy(half), move(half.params, half.state(), source, target)
         there = AdamW(moved.params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
         there.load_state(moved.state, half.updates)
         here.eps = eps
@@ -233,12 +228,12 @@ def measure(link: Link, source: ModelConfig, target: ModelConfig, *, steps: int 
     }  # fmt: skip
 
 
-def train(config: ModelConfig, optimizer: AdamW, text: Array) -> Array:
+def train(p: Plan, optimizer: AdamW, text: Array) -> Array:
     """The losses (N,) of training on text (N, B, T+1), at a constant learning rate."""
     losses = []
     for batch in text:
         leaves = {name: Tensor(w, name) for name, w in optimizer.params.items()}
-        out = loss(leaves, batch[:, :-1], batch[:, 1:], config)
+        out = loss(leaves, batch[:, :-1], batch[:, 1:], p)
         backpropagate(out)
         losses.append(float(out.data))
         optimizer.step({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, 1.0)
@@ -248,8 +243,8 @@ def train(config: ModelConfig, optimizer: AdamW, text: Array) -> Array:
 def _text(config: ModelConfig, batches: int, seed: int) -> Array:
     """Sequences that count on by 1, 2 or 3, (batches, B, T+1). The inputs of the first batch have every token: at ε = 0
     Adam would divide 0 by 0 in the embedding of one that did not come up yet."""
-    rng, V = np.random.default_rng(seed), config.vocab_size
-    text = (rng.integers(V, size=(batches, 4, 1)) + rng.integers(1, 4, (batches, 4, config.seq_len + 1)).cumsum(-1)) % V
+    rng, V, shape = np.random.default_rng(seed), config.vocab_size, (batches, SEQUENCES, config.seq_len + 1)
+    text = (rng.integers(V, size=(*shape[:2], 1)) + rng.integers(1, 4, shape).cumsum(-1)) % V
     text[0, :, :-1].flat[:V] = np.arange(V)
     return text
 
@@ -267,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with bad_input(parser):
         check_least(args, steps=2, seed=0)
-        pairs = [configs(link, {name: getattr(args, name) for name in SIZES}) for link in CHAIN]
+        pairs = [plans(link, {name: getattr(args, name) for name in SIZES}) for link in CHAIN]
     found = []
     for link, pair in zip(CHAIN, pairs, strict=True):
         found.append(measure(link, *pair, steps=args.steps, seed=args.seed))

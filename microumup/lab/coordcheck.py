@@ -46,14 +46,16 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.config import ModelConfig, check_least
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
-from microumup.lab.scales import Op, named_ops
+from microumup.lab.scales import Op, loss_with_logits, named_ops
 from microumup.lab.workers import run_all
-from microumup.model import ModelConfig, check_least, init_params, loss, weights
+from microumup.model import init_params
 from microumup.optim import AdamW
 from microumup.parametrization import SCHEMES
+from microumup.plan import plan
 from microumup.ranges import rms_of
 
 TOLERANCE = 0.25
@@ -170,10 +172,11 @@ def run(job: Job) -> list[Sizes]:
     c, seen = job.config, []
     params = init_params(c, job.seed)
     tokens, targets = np.random.default_rng(job.seed).integers(c.vocab_size, size=(2, job.batch_size, c.seq_len))
-    optimizer = AdamW(params, {name: w.C for name, w in weights(c).items()}, lr=job.lr)
+    numbers = plan(c, tokens.size)
+    optimizer = AdamW(params, {name: w.C for name, w in numbers.weights.items()}, lr=job.lr)
     for step in range(job.steps + 1):
         leaves = {name: Tensor(w, name) for name, w in params.items()}
-        out = loss(leaves, tokens, targets, c)
+        out = loss_with_logits(leaves, tokens, targets, numbers)
         ops = named_ops(out)
         now = activations(ops)
         if step == 0:

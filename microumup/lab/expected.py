@@ -34,8 +34,9 @@ import numpy as np
 from numpy.polynomial import hermite_e, polynomial
 
 from microumup.backend import Array
-from microumup.model import ModelConfig, branches, weights
+from microumup.config import ModelConfig
 from microumup.multipliers import attention_sigma, gated_silu_sigma
+from microumup.plan import plan, weights
 
 
 def expected_rms(config: ModelConfig) -> dict[str, float]:
@@ -47,7 +48,7 @@ def expected_rms(config: ModelConfig) -> dict[str, float]:
     if config.scheme != "umup":
         raise ValueError(f"--scheme {config.scheme}: expected scales are known for umup alone")
     c, D, F, V, s = config, config.width, config.ffn_dim, config.vocab_size, config.seq_len
-    scales = branches(c)
+    scales = plan(c, batch_tokens=s).branches
     average = np.tril(np.ones((s, s))) / np.arange(1, s + 1)[:, None]  # P
     attention_variance = attention_sigma(c.alpha_attn_softmax, c.head_dim, s) ** 2
     silu, silu_slope = _silu_products(c.alpha_ffn_act)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from microumup import cli
-from microumup.model import branches, gradient_constants, weights
+from microumup.config import PRESETS, TrainConfig
 from microumup.multipliers import attention_sigma, gated_silu_sigma
 from microumup.optim import DECAYS
-from microumup.train import PRESETS, TrainConfig
+from microumup.plan import Plan, gradient_constants, plan, to_json
 
 
 class Parameter(NamedTuple):
@@ -71,6 +71,7 @@ class Totals(NamedTuple):
 class Ledger(NamedTuple):
     """All there is to say of a model before it is trained, in the order of the model."""
 
+    plan: Plan
     parameters: list[Parameter]
     branches: list[Branch]
     ops: Ops
@@ -79,49 +80,48 @@ class Ledger(NamedTuple):
 
 def explain(config: TrainConfig) -> Ledger:
     """The ledger of `config`: every weight by its name in the model, the branches as layer0.attn, layer0.ffn, …"""
-    c, rules, b = config, config.rules.ops, config.batch_size * config.seq_len  # b of Table 4: tokens in a batch
-    constants, adam = gradient_constants(c, b), c.optimizer == "adamw"
+    c, p = config, plan(config, config.batch_size * config.seq_len)
+    constants, adam = gradient_constants(p), c.optimizer == "adamw"
     parameters = []
-    for name, w in weights(c).items():
+    for name, w in p.weights.items():
         is_input, C = w.type == "input", w.C if adam else 1.0
-        scale = rules.embedding(w.A, c.vocab_size, b) if is_input else rules.linear(w.A, w.A_backward, b)
+        scale = p.embedding if is_input else p.linears[name].scale
         fan_in, fan_out = w.shape if is_input else w.shape[::-1]
         parameters.append(Parameter(
             name, w.type, w.shape, fan_in, fan_out, w.init_std, scale.y, None if is_input else scale.dx, scale.dw, w.C,
             lr=c.eta * C, decay=DECAYS[c.decay](c.weight_decay, 1.0, c.eta, C), gradient_constant=constants[name],
             sp_lr=(scale.y if adam else scale.y**2) * c.eta * C,
         ))  # fmt: skip
-    ops = Ops(
-        attention_score_scale=c.alpha_attn_softmax * c.rules.score_scale(c.head_dim),
-        attention=rules.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len).y,
-        gated_silu=rules.gated_silu(c.alpha_ffn_act).y,
-        cross_entropy_dlogits=rules.cross_entropy(c.alpha_loss_softmax, c.vocab_size, b).dx * c.alpha_loss_softmax / b,
-    )
+    dlogits = p.loss.dx * c.alpha_loss_softmax / p.batch_tokens
     rows = [
         Branch(f"layer{i // 2}.{('attn', 'ffn')[i % 2]}", r.a, r.b, r.a**2 / r.b**2, r.dbranch, r.dbase, share)
-        for i, (r, share) in enumerate(zip(branches(c), _shares(c, ops), strict=True))
+        for i, (r, share) in enumerate(zip(p.branches, _shares(p), strict=True))
     ]
-    sizes = [p.fan_in * p.fan_out for p in parameters]  # the embedding's first, the head's last
+    sizes = [row.fan_in * row.fan_out for row in parameters]  # the embedding's first, the head's last
     flops = 2 * sum(sizes[1:]) + c.layers * 2 * c.seq_len * c.width  # q kᵀ and p v: each 2 D a key, T/2 keys
-    totals = Totals(sum(sizes), sum(sizes[1:-1]), flops, 3 * flops, b, c.steps * b, 4 * sum(sizes) * (3 if adam else 1))
-    return Ledger(parameters, rows, ops, totals)
+    tokens, memory = c.steps * p.batch_tokens, 4 * sum(sizes) * (3 if adam else 1)
+    totals = Totals(sum(sizes), sum(sizes[1:-1]), flops, 3 * flops, p.batch_tokens, tokens, memory)
+    return Ledger(p, parameters, rows, Ops(p.score_scale, p.attention.y, p.gated_silu.y, dlogits), totals)
 
 
-def _shares(c: TrainConfig, ops: Ops) -> list[float]:
-    """Of every branch, its share in the variance of the final residual at initialization; the embedding has the rest.
+def _shares(p: Plan) -> list[float]:
+    """Share of every branch in the variance of the final residual at initialization; the embedding has the rest.
 
     The variance of f is that of its linears times App. B's models of attention and gated_silu, for tokens with nothing
     in common. Under Unit Scaling it is 1 by construction, and the shares are r_l²/Σ r_i² of eq. (12).
     """
-    rows = (weights(c)[f"layer0.{kind}"] for kind in ("q", "k", "v", "o", "gate", "up", "down"))
+    c, rows = p.config, (p.weights[f"layer0.{kind}"] for kind in ("q", "k", "v", "o", "gate", "up", "down"))
     q, k, v, o, gate, up, down = ((w.A * w.init_std) ** 2 * w.shape[1] for w in rows)
     # the models are for unit-scale q, k and gate: what these have beyond it acts like α
-    alpha = ops.attention_score_scale * c.head_dim * (q * k) ** 0.5
-    attention = (ops.attention * attention_sigma(alpha, c.head_dim, c.seq_len)) ** 2 * v * o
-    ffn = (ops.gated_silu * gated_silu_sigma(c.alpha_ffn_act * gate**0.5)) ** 2 * gate * up * down
-    parts = [(weights(c)["embedding"].A * weights(c)["embedding"].init_std) ** 2]
-    for i, r in enumerate(branches(c)):
-        parts = [*(r.b**2 * part for part in parts), r.a**2 * (attention, ffn)[i % 2]]
+    alpha = p.score_scale * c.head_dim * (q * k) ** 0.5
+    attention = (p.attention.y * attention_sigma(alpha, c.head_dim, c.seq_len)) ** 2 * v * o
+    ffn = (p.gated_silu.y * gated_silu_sigma(c.alpha_ffn_act * gate**0.5)) ** 2 * gate * up * down
+    parts = [(p.weights["embedding"].A * p.weights["embedding"].init_std) ** 2]
+    parts += [(attention, ffn)[i % 2] * r.a**2 for i, r in enumerate(p.branches)]
+    kept = 1.0  # of what a branch adds, by the b of all behind it
+    for i in range(len(parts) - 1, -1, -1):
+        parts[i] *= kept
+        kept *= p.branches[i - 1].b ** 2 if i else 1.0
     return [part / sum(parts) for part in parts[1:]]
 
 
@@ -211,7 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     cli.say(args.quiet)(report(config, ledger).rstrip())
     if args.json:
         rows = {name: [row._asdict() for row in getattr(ledger, name)] for name in ("parameters", "branches")}
-        print(json.dumps(rows | {"ops": ledger.ops._asdict(), "totals": ledger.totals._asdict()}))
+        rest = {"ops": ledger.ops._asdict(), "totals": ledger.totals._asdict(), "plan": to_json(ledger.plan)}
+        print(json.dumps(rows | rest))
     return 0
 
 

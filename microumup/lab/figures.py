@@ -23,6 +23,7 @@ import numpy as np
 
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
+from microumup.config import check_least
 from microumup.lab import claims, drawings, recipes, results_page, rules
 from microumup.lab.claims import HOLDS, NOT_JUDGED, Claim, Data, Row, Rows, together
 from microumup.lab.recipes import SCALES, Known, Recipe, Scale, id_of
@@ -37,7 +38,6 @@ from microumup.lab.sweep import (
     sweep,
 )
 from microumup.lab.tables import read_table, write_table
-from microumup.model import check_least
 
 PACKAGE = Path(__file__).parent.parent
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup import cli
+from microumup.config import TrainConfig, check_least
 from microumup.data import load_corpus
 from microumup.lab.workers import run_all
-from microumup.model import check_least
 from microumup.ranges import linear_ranges
-from microumup.train import Diverged, TrainConfig, train
+from microumup.trainer import Diverged, train
 
 RECIPE: dict[str, Any] = {
     "width": 64,

@@ -6,7 +6,7 @@ its forward would call a correct op wrong. What does hold, and is checked here, 
     (1) pairs    with all factors at 1, every backward is the derivative of its forward
     (2) factors  a factor multiplies the one result it belongs to, and touches no other
     (3) model    the gradient of every parameter is the true one times a constant known beforehand,
-                 `model.gradient_constants`
+                 `plan.gradient_constants`
 
 (3) is what training needs. A factor may differ backward only on a cut edge, which all of a gradient passes. On one of
 two parallel ways, as in a residual branch, it would add up their gradients in a wrong proportion, which no constant
@@ -31,10 +31,12 @@ from tqdm import tqdm
 from microumup import ops
 from microumup.backend import Array
 from microumup.cli import Parser, bad_input, say, whole
+from microumup.config import ModelConfig
 from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
-from microumup.model import ModelConfig, gradient_constants, init_params, loss
+from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
+from microumup.plan import gradient_constants, plan
 
 PAIR_TOLERANCE = 1e-7  # the differences themselves are good to about 1e-11
 FACTOR_TOLERANCE = 1e-12  # the same float64 computation twice, but for the rounding of the factors
@@ -113,13 +115,13 @@ def check_model(config: ModelConfig, seed: int = 0, sample: int = 16) -> list[Re
         raise ValueError(f"check_model: config.fp8 is {config.fp8!r}; a rounded loss has no differences, use 'none'")
     rng = np.random.default_rng(seed)
     tokens, targets = rng.integers(config.vocab_size, size=(2, 2, config.seq_len))
-    params = init_params(config, seed, np.float64)
+    params, numbers = init_params(config, seed, np.float64), plan(config, tokens.size)
     leaves = {name: Tensor(w, name) for name, w in params.items()}
-    backpropagate(loss(leaves, tokens, targets, config))
-    predicted = gradient_constants(config, tokens.size)
+    backpropagate(loss(leaves, tokens, targets, numbers))
+    predicted = gradient_constants(numbers)
 
     def loss_at(name: str, moved: Array) -> float:
-        return float(loss({**params, name: moved}, tokens, targets, config).data)
+        return float(loss({**params, name: moved}, tokens, targets, numbers).data)
 
     results = []
     for name, leaf in leaves.items():

@@ -29,7 +29,7 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.lib.stride_tricks import as_strided
 
 from microumup.backend import Array
-from microumup.threads import Threads
+from microumup.cpu import Threads
 
 MAKERS = (
     "empty", "zeros", "ones", "full", "array", "asarray", "ascontiguousarray", "arange", "frombuffer", "eye",

@@ -5,14 +5,15 @@ in a pair, another reading of weight decay, another op in the model. `planted` p
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import sqrt
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
-from microumup import fused, model, ops, train
+from microumup import fused, model, ops, trainer
 from microumup.backend import Array
-from microumup.engine import Backward, Tensor, primitive
-from microumup.lab import coordcheck, gradcheck, scales
+from microumup.engine import Backward, Kernels, Tensor, using
+from microumup.lab import gradcheck, scales
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import DECAYS
@@ -29,21 +30,18 @@ class Mistake(NamedTuple):
     swaps: Sequence[Swap]
     caught_by: str = ""
     seen_by: str = ""  # where none of the checks sees it: what does
+    kernels: Kernels = {}  # noqa: RUF012 - nobody writes to it
 
 
 @contextmanager
 def planted(mistake: Mistake) -> Iterator[None]:
     """Within it, models of the scheme umup and their optimizers have the mistake."""
-    before = [(place, key, place[key]) for place, key, _ in mistake.swaps]
-    try:
+    with ExitStack() as stack:
         for place, key, value in mistake.swaps:
-            place[key] = value
-        model.weights.cache_clear()  # it remembers the row
+            stack.enter_context(patch.dict(place, {key: value}))
+        stack.enter_context(patch.dict(fused.KERNELS, mistake.kernels))  # those that training puts in their place
+        stack.enter_context(using(mistake.kernels))
         yield
-    finally:
-        for place, key, value in before:
-            place[key] = value
-        model.weights.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,11 +60,10 @@ def factors(op: str, rule: Callable[..., Scale | ResidualScale]) -> list[Swap]:
     return row(ops=type("Planted", (UnitScaled,), {op: staticmethod(rule)}))
 
 
-def pair(op: str, backward: Backward) -> list[Swap]:
+def pair(op: str, backward: Backward) -> dict[str, Any]:
     """Another backward for an op."""
-    forward = getattr(ops, f"{op}_forward")
-    wrong = primitive(forward, backward)
-    return [(vars(ops), f"{op}_backward", backward), (vars(ops), op, wrong), (vars(fused), op, wrong)]
+    kernels = {getattr(ops, op): (getattr(ops, f"{op}_forward"), backward)}
+    return {"swaps": [(vars(ops), f"{op}_backward", backward)], "kernels": kernels}
 
 
 def fans_swapped(*rules: str) -> list[Swap]:
@@ -108,10 +105,10 @@ class Tied(Tensor):
         self.head.accumulate(0 * grad)  # it is no weight of the model any more
 
 
-def tied(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`forward` or `loss` with the embedding in place of the head."""
+def tied(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, `loss` or `evaluate` with the embedding in place of the head."""
 
-    def planted(params: Any, *args: Any, **options: Any) -> Tensor:
+    def planted(params: Any, *args: Any, **options: Any) -> Any:
         embedding, head = params["embedding"], params["head"]
         head = Tied(embedding, head) if isinstance(head, Tensor) else embedding
         return function({**params, "head": head}, *args, **options)
@@ -119,14 +116,13 @@ def tied(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return planted
 
 
-def attention_of_its_length(q: Any, k: Any, v: Any, *, head_dim: int, score_scale: float, scale: Scale) -> Tensor:
-    """`attention` with the factor of as many keys as there are."""
-    length = (k.data if isinstance(k, Tensor) else k).shape[1]
-    scale = UnitScaled.attention(score_scale * head_dim, head_dim, length)
-    return attention(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+def attention_of_its_length(q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float, scale: Scale) -> Any:
+    """attention_forward with the factor of as many keys as there are."""
+    scale = UnitScaled.attention(score_scale * head_dim, head_dim, k.shape[1])
+    return ops.attention_forward(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
 
 
-attention, rope_backward = ops.attention, ops.rope_backward  # before anything is planted
+rope_backward = ops.rope_backward  # before anything is planted
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,7 +154,8 @@ ZOO = {
         "scale coord"),
     "tied-embeddings": Mistake(
         "embedding as the head, with its LR", "two types: Table 1",
-        [(vars(module), "loss", tied(model.loss)) for module in (coordcheck, gradcheck, model, scales, train)],
+        [(vars(module), "loss", tied(model.loss)) for module in (gradcheck, model, trainer)]
+        + [(vars(scales), "forward", tied(model.forward)), (vars(trainer), "evaluate", tied(model.evaluate))],
         "gradcheck coord transfer"),
     "coupled-decay": Mistake(
         "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "",
@@ -185,14 +182,14 @@ ZOO = {
         factors("gated_silu", lambda alpha: UnitScaled.gated_silu(alpha)._replace(dx=1.0)), "gradcheck scale"),
     "rope-sign": Mistake(
         "RoPE's backward turns on", "back: the transpose",
-        pair("rope", lambda dy, turn: rope_backward(dy, turn.conj())), "gradcheck transfer"),
+        caught_by="gradcheck transfer", **pair("rope", lambda dy, turn: rope_backward(dy, turn.conj()))),
     "rms-norm-term": Mistake(
-        "RMSNorm's backward: r a constant", "r depends on x", pair("rms_norm", lambda dy, saved: (dy * saved[1],)),
-        "gradcheck transfer"),
+        "RMSNorm's backward: r a constant", "r depends on x", caught_by="gradcheck transfer",
+        **pair("rms_norm", lambda dy, saved: (dy * saved[1],))),
     "input-length": Mistake(
         "attention's σ of the input's length", "the training length: App. B",
-        [(vars(module), "attention", attention_of_its_length) for module in (ops, fused)], "",
-        "the logits of a text, which are others in a longer one"),
+        [], seen_by="the logits of a text, which are others in a longer one",
+        kernels={ops.attention: (attention_of_its_length, ops.attention_backward)}),
     "mean-loss": Mistake(
         "1/b in the loss's gradient", "none: Table 4",
         factors("cross_entropy", lambda alpha, V, b: UnitScaled.cross_entropy(alpha, V, 1)), "scale"),

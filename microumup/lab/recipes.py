@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from microumup.config import PRESETS, TrainConfig
 from microumup.lab.search import Record
 from microumup.lab.sweep import Job, run_id
-from microumup.train import PRESETS, TrainConfig
 
 Options = dict[str, Any]
 Known = dict[str, Record]  # records by run id

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, tape
 from microumup.lab.claims import EQ12, EQ22, Rows
 from microumup.lab.expected import expected_rms
 from microumup.lab.scales import fresh_loss, measured_rms
-from microumup.model import ModelConfig, forward, init_params, weights
+from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
 from microumup.ops import (
     attention_backward,
@@ -33,6 +34,7 @@ from microumup.ops import (
     rope_forward,
 )  # fmt: skip
 from microumup.optim import AdamW
+from microumup.plan import plan, weights
 
 WIDTHS, DEPTHS = (32, 64, 128, 256), (1, 2, 4, 8)  # of the models that Table 1 is measured on
 BASE_WIDTH, BASE_LAYERS = 64, 2
@@ -114,7 +116,7 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
     leaves = {name: Tensor(w, name) for name, w in params.items()}
     names = {id(w): name for name, w in params.items()}
     skip = 1.0
-    for node in tape(forward(leaves, tokens, config)):
+    for node in tape(forward(leaves, tokens, plan(config, tokens.size))):
         arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
         if node.op in ("linear", "embedding"):
             x, w = arrays

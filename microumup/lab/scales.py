@@ -15,18 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from microumup import checkpoint, cli
+from microumup import checkpoint, cli, ops
 from microumup.backend import Array, choose_device, to_device
+from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS
 from microumup.lab.expected import expected_rms
 from microumup.lab.pictures import check_path
 from microumup.lab.scales_plot import limits, plot
-from microumup.model import ModelConfig, init_params, loss, option_name, weights
-from microumup.ops import linear_backward
-from microumup.ranges import Range, Ranges, grad_of, linear_ranges, read_scales, rms_of
-from microumup.train import PRESETS, TrainConfig, casts_or_fp8, load_config
+from microumup.model import Params, forward, init_params
+from microumup.plan import Plan, plan, weights
+from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
+from microumup.run_dir import load_config
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
     "residual_split": ("attn_split", "ffn_split"),
@@ -60,17 +61,17 @@ def named_ops(loss: Tensor) -> list[Op]:
     nodes = tape(loss)[:-1]  # the last is the loss
     layers = sum(node.op == "attention" for node in nodes)
     seen: Counter[str] = Counter()
-    ops = []
+    found = []
     for node in nodes:
         if node.op in ("linear", "embedding"):
             w = node.inputs[1]
             assert isinstance(w, Tensor)
-            ops.append(Op(w.name, node, w))
+            found.append(Op(w.name, node, w))
         else:
             layer, place = divmod(seen[node.op], len(PLACES[node.op]))
             seen[node.op] += 1
-            ops.append(Op(f"layer{layer}.{PLACES[node.op][place]}" if layer < layers else "final_norm", node, None))
-    return ops
+            found.append(Op(f"layer{layer}.{PLACES[node.op][place]}" if layer < layers else "final_norm", node, None))
+    return found
 
 
 def measured_rms(loss: Tensor) -> dict[str, float]:
@@ -84,16 +85,23 @@ def measured_rms(loss: Tensor) -> dict[str, float]:
         if w:
             rms |= {f"{name}.w": rms_of(w.data), f"{name}.dw": rms_of(grad_of(w))}
         if node.op == "linear":
-            x, dx = node.inputs[0], linear_backward(grad_of(node), node.saved)[0]
+            x, dx = node.inputs[0], ops.linear_backward(grad_of(node), node.saved)[0]
             assert isinstance(x, Tensor)
             rms |= {f"{name}.x": rms_of(x.data), f"{name}.dx": rms_of(dx)}
         rms |= {f"{name}.y": rms_of(node.data), f"{name}.dy": rms_of(grad_of(node))}
     return rms
 
 
+def loss_with_logits(params: Params, tokens: Array, targets: Array, numbers: Plan) -> Tensor:
+    """`model.loss` with the readout and the loss as two ops, so that the logits are on the tape."""
+    alpha = numbers.config.alpha_loss_softmax
+    return ops.cross_entropy(forward(params, tokens, numbers), targets, alpha=alpha, scale=numbers.loss)
+
+
 def kept_loss(params: dict[str, Array], tokens: Array, targets: Array, config: ModelConfig) -> Tensor:
     """The loss on tokens and targets (B, T), with all gradients taken and the whole tape kept."""
-    out = loss({name: Tensor(w, name) for name, w in params.items()}, tokens, targets, config)
+    leaves = {name: Tensor(w, name) for name, w in params.items()}
+    out = loss_with_logits(leaves, tokens, targets, plan(config, tokens.size))
     backpropagate(out, keep=True)
     return out
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup import cli
-from microumup.model import option_name
+from microumup.config import TrainConfig, option_name
 from microumup.parametrization import ALIASES
-from microumup.train import TrainConfig
 
 Axis = tuple[str, list[Any]]  # an option and its values
 Record = dict[str, Any]  # what is kept of a run: see `sweep.run`

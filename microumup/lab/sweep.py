@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
+from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.data import ByteTokenizer, Corpus, load_corpus
 from microumup.lab.search import (
     FLOATS,
@@ -49,9 +50,9 @@ from microumup.lab.search import (
     with_seeds,
 )
 from microumup.lab.tables import to_line, write_table
-from microumup.model import check_least, option_name, weights
+from microumup.plan import weights
 from microumup.ranges import linear_ranges
-from microumup.train import PRESETS, Diverged, TrainConfig, Trainer, train
+from microumup.trainer import Diverged, Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
 

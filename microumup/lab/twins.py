@@ -13,7 +13,8 @@ from math import sqrt
 from typing import Any
 
 from microumup.backend import Array
-from microumup.model import ModelConfig, gradient_constants
+from microumup.config import ModelConfig
+from microumup.plan import gradient_constants, plan
 
 
 def load_peer(name: str) -> tuple[Any, Any]:
@@ -125,7 +126,7 @@ class UnitScalingTwin(Twin):
         """Ours, but for one factor: the linears of its MLP go without a constraint, and so down's dx takes fan_out^-1/2
         there, where the paper and we take A, fan_in^-1/2. The gradients of up and gate are √(F/D) of ours."""
         c = self.config
-        ours = gradient_constants(c, self.tokens.numel())[name]
+        ours = gradient_constants(plan(c, self.tokens.numel()))[name]
         return ours * sqrt(c.ffn_dim / c.width) if name.endswith((".up", ".gate")) else ours
 
     def loss(self) -> Any:

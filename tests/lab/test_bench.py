@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup.config import TrainConfig
 from microumup.lab import bench, twins
 from microumup.lab.bench import compare, disagreement, main, our_loss_and_gradients, peak_growth, ratio, take_turns
-from microumup.model import gradient_constants
-from microumup.train import TrainConfig
+from microumup.plan import gradient_constants
 
 TINY: dict[str, Any] = {"width": 16, "layers": 1, "head_dim": 8, "seq_len": 8, "batch_size": 2}
 

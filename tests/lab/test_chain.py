@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from microumup import model
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.lab import chain
 from microumup.lab.chain import CHAIN, SIZES, changes, configs, lr_factors, main, measure, move, weight_factors
 from microumup.lab.gradcheck import tiny_config
-from microumup.model import ModelConfig, gradient_constants, init_params, weights
+from microumup.model import init_params
 from microumup.optim import DECAYS, SGD, AdamW
 from microumup.parametrization import SCHEMES
+from microumup.plan import gradient_constants, weights
 
 SHAPE = {"width": 16, "layers": 2, "head_dim": 4, "vocab_size": 11, "seq_len": 6, "norm_eps": 0.0}
 MUP = ModelConfig(scheme="mup", base_width=8, base_layers=1, sigma_init=0.3, alpha_emb=2.0, **SHAPE)

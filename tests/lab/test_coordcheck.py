@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from microumup import model
+from microumup.config import ModelConfig
 from microumup.engine import Tensor
 from microumup.fp8 import LINEARS
 from microumup.lab import coordcheck as cc
 from microumup.lab.coordcheck import activations, coordcheck, effects, main, reading, slope_and_interval
 from microumup.lab.scales import fresh_loss, named_ops
-from microumup.model import ModelConfig, init_params, loss
+from microumup.model import init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ops import linear_forward
 from microumup.parametrization import SCHEMES, one

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup.config import PRESETS, TrainConfig
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.lab.explain import Branch, Ledger, Parameter, explain, hints, main, report
 from microumup.lab.scales import fresh_loss, measured_rms
-from microumup.model import init_params, loss, weights
+from microumup.model import init_params, loss
 from microumup.optim import SGD, AdamW
 from microumup.parametrization import SCHEMES
-from microumup.train import PRESETS, TrainConfig
+from microumup.plan import weights
 
 # D 16, F 44, V 64, T 8, K 4, L 4; b = 2 · 8 = 16 tokens in a batch
 SMALL = TrainConfig(width=16, layers=2, head_dim=4, seq_len=8, vocab_size=64, batch_size=2, steps=100, lr=2.0)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from microumup import model, ops
+from microumup.config import ModelConfig
 from microumup.engine import primitive
 from microumup.lab import gradcheck
 from microumup.lab.gradcheck import cases, check_factors, check_model, check_pair, main, tiny_config
-from microumup.model import ModelConfig
 from microumup.multipliers import UnitScaled
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microumup.config import TrainConfig
 from microumup.data import Corpus
 from microumup.lab import ledger
 from microumup.lab.ledger import Call, Counted, count_step, counting, memory, products_alone, totals
-from microumup.model import weights
-from microumup.train import TrainConfig, Trainer
+from microumup.plan import weights
+from microumup.trainer import Trainer
 
 TINY: dict[str, Any] = {"width": 16, "layers": 3, "head_dim": 4, "seq_len": 8, "batch_size": 4, "vocab_size": 128}
 

@@ -6,16 +6,17 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
+from microumup.config import ModelConfig, TrainConfig
 from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES
 from microumup.lab import scales
 from microumup.lab.expected import expected_rms
 from microumup.lab.scales import fresh_loss, main, measured_rms, table
 from microumup.lab.scales_plot import plot
-from microumup.model import ModelConfig, init_params, loss
+from microumup.model import init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
-from microumup.train import TrainConfig, Trainer
+from microumup.trainer import Trainer
 
 SMALL = ModelConfig(width=64, layers=2, seq_len=64, head_dim=16)
 TINY = ModelConfig(width=16, layers=1, seq_len=8, head_dim=4, vocab_size=32)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microumup.config import TrainConfig
 from microumup.lab.search import draw, grid, independent, parse_grid, ranked, show, summary
-from microumup.train import TrainConfig
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1}
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import Refused
 
 from microumup import __version__
+from microumup.config import PRESETS, TrainConfig
 from microumup.lab import sweep as module
 from microumup.lab.sweep import (
     Crashed,
@@ -32,7 +33,7 @@ from microumup.lab.sweep import (
 )
 from microumup.lab.tables import read_table
 from microumup.parametrization import Scheme
-from microumup.train import PRESETS, TrainConfig, train
+from microumup.trainer import train
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from microumup.config import TrainConfig
 from microumup.lab.sweep import Job, connect, load_results, run_id, sweep
 from microumup.lab.tables import read_table
-from microumup.train import TrainConfig
 
 pytest.importorskip("distributed", reason="needs the extra cluster")
 

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from microumup import model, ops
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.lab import zoo
 from microumup.lab.mistakes import UMUP, ZOO, planted
 from microumup.lab.zoo import ALL_CHECKS, CHECKS, best, by_transfer, examine, main, table
-from microumup.model import ModelConfig, init_params, weights
+from microumup.model import init_params
 from microumup.multipliers import residual_taus
 from microumup.optim import DECAYS
 from microumup.parametrization import SCHEMES, Shape, weight
-from microumup.train import Diverged
+from microumup.plan import weights
+from microumup.trainer import Diverged
 
 DOC = Path(__file__).parents[2] / "docs" / "zoo.md"
 

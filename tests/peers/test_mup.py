@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from test_torch import F, attend, heads, rotate, torch  # skips this file too where there is no PyTorch
 
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import ModelConfig, init_params, loss, weights
+from microumup.model import init_params, loss
 from microumup.optim import DECAYS, AdamW
+from microumup.plan import weights
 
 mup = pytest.importorskip("mup", reason="needs mup: pip install 'microumup[peers]'")
 WIDTHS = (16, 32, 48)  # the first is the base

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from microumup import ops
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import ModelConfig, init_params, loss
+from microumup.model import init_params, loss
 from microumup.optim import AdamW
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'microumup[peers]'")

@@ -12,7 +12,8 @@ pytest.importorskip("unit_scaling", reason="needs unit-scaling: pip install 'mic
 
 from microumup.lab.bench import Disagreement, check, new_twin  # noqa: E402
 from microumup.lab.twins import TWINS, Twin, UnitScalingTwin  # noqa: E402
-from microumup.model import gradient_constants, weights  # noqa: E402
+from microumup.model import weights  # noqa: E402
+from microumup.plan import gradient_constants
 
 SHAPE: dict[str, Any] = {"width": 32, "layers": 3, "head_dim": 8, "seq_len": 12, "batch_size": 4, "vocab_size": 300}
 

@@ -17,10 +17,12 @@ import pytest
 from test_torch import F, heads, rotate, torch  # skips this file too where there is no PyTorch
 
 from microumup import ops
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import ModelConfig, branches, forward, gradient_constants, init_params, loss, weights
+from microumup.model import branches, forward, init_params, loss
 from microumup.multipliers import attention_sigma, log_interpolate
 from microumup.optim import DECAYS, AdamW
+from microumup.plan import gradient_constants, weights
 
 uu = pytest.importorskip("unit_scaling", reason="needs unit-scaling: pip install 'microumup[peers]'")
 U = uu.functional

@@ -1,0 +1,166 @@
+"""The training loop.
+
+A run is a function of its config: batches and initial weights are drawn from the seed and the step alone, so a run that
+was cut off and resumed ends in the same bits as one that was not. A run directory gets a line of metrics.jsonl a step
+and, to resume from, checkpoint.safetensors; the command `train` puts the rest there.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from math import isfinite, sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from microumup import __version__, checkpoint, fused
+from microumup.backend import Array, to_device, xp_of
+from microumup.config import ModelConfig, TrainConfig
+from microumup.cpu import Arrays, Threads, keep_freed_memory
+from microumup.data import Corpus, batch, windows
+from microumup.engine import Tensor, backpropagate, using
+from microumup.model import evaluate, init_params, loss
+from microumup.optim import SGD, AdamW, schedule
+from microumup.plan import gradient_constants, plan
+
+Result = dict[str, Any]
+Watch = Callable[[int, list[Tensor]], None]
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite. `step` is the update it was found at; the message says what to try."""
+
+    def __init__(self, step: int, value: float, config: TrainConfig) -> None:
+        super().__init__(
+            f"the loss is {value} at step {step}; try a lower --lr than {config.eta:g} or a longer --warmup"
+        )
+        self.step = step
+
+
+class Trainer:
+    """Weights, optimizer and corpus of a run. `update(step)` is the whole of training."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: str = "cpu") -> None:
+        c = self.config = config
+        self.corpus, self.device, self.threads = corpus, device, Threads(c.threads)
+        keep_freed_memory()
+        self.kernels = fused.KERNELS if device == "cpu" else {}  # a GPU gains nothing from blocks that fit a cache
+        self.plan = plan(c, batch_tokens=c.batch_size * c.seq_len).weighted(c.loss_scale)
+        self.params = {name: to_device(w, device) for name, w in init_params(c, c.seed).items()}
+        settings: dict[str, Any] = {"lr": c.eta, "weight_decay": c.weight_decay, "decay": c.decay}
+        if c.optimizer == "adamw":
+            lr_factors = {name: w.C for name, w in self.plan.weights.items()}
+            self.optimizer: AdamW | SGD = AdamW(self.params, lr_factors, **settings, threads=self.threads)
+        else:
+            self.optimizer = SGD(self.params, gradient_constants(self.plan), **settings, threads=self.threads)
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the loss itself is looked at
+    def update(self, step: int, *, watch: Watch | None = None) -> tuple[float, float, float]:
+        """One step: the loss before it, the gradient's norm as the optimizer sees it, and the schedule's value.
+
+        `watch(step, losses)` is called before the weights change, with the whole tape and its gradients kept; there is
+        a loss for each thread, the mean over its share of the batch. Raises Diverged.
+        """
+        c, s = self.config, schedule(step, self.config.steps, round(self.config.warmup * self.config.steps))
+        tokens, targets = batch(self.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=step)
+
+        def gradients(i: int) -> tuple[Tensor, float, Arrays]:
+            """Of a thread's share of the batch the loss, and its part in the batch's loss and gradients."""
+            share = self.threads.share(c.batch_size, i)
+            ids, hits = (to_device(a[share], self.device) for a in (tokens, targets))
+            part = len(ids) / c.batch_size
+            leaves = {name: Tensor(w, name) for name, w in self.params.items()}
+            with using(self.kernels):
+                out = loss(leaves, ids, hits, self.plan.weighted(part))
+            if not isfinite(value := float(out.data)):
+                raise Diverged(step, value, c)
+            backpropagate(out, keep=watch is not None)
+            grads = {name: xp_of(t.grad).ascontiguousarray(t.grad) for name, t in leaves.items() if t.grad is not None}
+            return out, part * value, grads
+
+        def add_up(name: str, first: Array, *others: Array) -> Any:
+            """Add the other threads' gradients to the first's; the sum of its squares."""
+            for other in others:
+                first += other
+            return xp_of(first).vdot(first, first)
+
+        losses, parts, grads = zip(*self.threads.run(gradients), strict=True)
+        if watch:
+            watch(step, list(losses))
+        squares = self.threads.over(add_up, *grads)
+        self.optimizer.step(grads[0], s)
+        return sum(parts), sqrt(sum(float(sum(of_thread)) for of_thread in squares)), s
+
+    def validate(self, batches: int = 32) -> float:
+        """Mean loss over `batches` batches spread evenly over the validation text."""
+        c, losses = self.config, []
+        for pair in windows(self.corpus.valid, seq_len=c.seq_len, batch_size=c.batch_size, count=batches):
+            tokens, targets = (to_device(a, self.device) for a in pair)
+            losses.append(evaluate(self.params, tokens, targets, self.plan))
+        return sum(losses) / len(losses)
+
+    def save(self, path: Path, step: int, seconds: float) -> None:
+        """Write a checkpoint of the state after `step` updates."""
+        arrays = {f"params/{name}": w for name, w in self.params.items()} | self.optimizer.state()
+        model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
+        checkpoint.save(path, arrays, {"model": model, "step": step, "seconds": seconds, "microumup": __version__})
+
+    def load(self, path: Path) -> tuple[int, float]:
+        """Continue from a checkpoint: the number of updates behind it, and the seconds they took."""
+        arrays, info = checkpoint.load(path)
+        arrays = {name: to_device(array, self.device) for name, array in arrays.items()}
+        for name in self.params:
+            self.params[name] = arrays[f"params/{name}"]
+        self.optimizer.load_state(arrays, info["step"])
+        return info["step"], info["seconds"]
+
+
+def train(
+    config: TrainConfig, corpus: Corpus, run_dir: Path | None = None, *, device: str = "cpu", quiet: bool = True,
+    save_every: int = 250, watch: Watch | None = None, watch_every: int = 0,
+) -> tuple[Trainer, Result]:  # fmt: skip
+    """Train to the end, and say how it went. With a `run_dir` that holds a checkpoint, continue from there.
+
+    Without a run directory nothing is written. `watch` is called every `watch_every` steps and at the last one.
+    Raises Diverged when the loss is no number any more.
+    """
+    c, trainer, losses, start, before = config, Trainer(config, corpus, device), [], 0, 0.0
+    tokens_per_step = c.batch_size * c.seq_len
+    saved = run_dir / "checkpoint.safetensors" if run_dir else None
+    metrics = run_dir / "metrics.jsonl" if run_dir else None
+    if saved and metrics and saved.exists():
+        start, before = trainer.load(saved)
+        lines = metrics.read_text().splitlines()[:start]
+        losses = [json.loads(line)["loss"] for line in lines]
+        metrics.write_text("".join(line + "\n" for line in lines))
+    began = last = perf_counter()
+    bar = tqdm(total=c.steps, initial=start, disable=True if quiet else None, unit="step", dynamic_ncols=True)
+    log = metrics.open("a" if start else "w", buffering=1) if metrics else None
+    try:
+        for step in range(start, c.steps):
+            watched = watch if watch_every and (step % watch_every == 0 or step == c.steps - 1) else None
+            value, norm, s = trainer.update(step, watch=watched)
+            losses.append(value)
+            now = perf_counter()
+            speed, last = tokens_per_step / (now - last), now
+            if log:
+                line = {"step": step, "loss": value, "lr": s * c.eta, "grad_norm": norm}
+                log.write(json.dumps(line | {"tokens_per_second": round(speed)}) + "\n")
+            if saved and ((step + 1) % save_every == 0 or step + 1 == c.steps):
+                trainer.save(saved, step + 1, before + now - began)
+            bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+    finally:
+        bar.close()
+        if log:
+            log.close()
+    seconds = before + perf_counter() - began
+    tail = losses[-max(1, round(0.05 * c.steps)) :]
+    return trainer, {
+        "scheme": c.scheme, "width": c.width, "steps": c.steps, "tokens": c.steps * tokens_per_step,
+        "loss_first": losses[0], "loss_final": sum(tail) / len(tail), "loss_valid": trainer.validate(),
+        "seconds": round(seconds, 3), "tokens_per_second": round(c.steps * tokens_per_step / seconds),
+    }  # fmt: skip
