@@ -14,9 +14,10 @@ import numpy as np
 from microumup import cli
 from microumup.config import TrainConfig, check_least
 from microumup.data import load_corpus
+from microumup.diverged import Diverged
 from microumup.lab.workers import run_all
 from microumup.ranges import linear_ranges
-from microumup.trainer import Diverged, train
+from microumup.trainer import train
 
 RECIPE: dict[str, Any] = {
     "width": 64,

@@ -31,6 +31,7 @@ from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.diverged import Diverged
 from microumup.lab.search import (
     FLOATS,
     OPTIONS,
@@ -52,7 +53,7 @@ from microumup.lab.search import (
 from microumup.lab.tables import to_line, write_table
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
-from microumup.trainer import Diverged, Trainer, train
+from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
 
