@@ -42,7 +42,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         to_disk(path.parent)
     except (OSError, SafetensorError) as error:
-        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (errno.EIO, str(error))
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
         raise OSError(number, reason, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)

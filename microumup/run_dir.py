@@ -35,7 +35,7 @@ FILES = ("checkpoint.safetensors", "metrics.jsonl", "scales.jsonl")
 class Command(NamedTuple):
     """Options of the command `train` that are not a config's; a run that is resumed keeps them."""
 
-    save_every: int = 0  # steps between two checkpoints; 0: as the minutes say
+    save_every: int = 10**9  # steps between two checkpoints, where the minutes are not sooner
     save_minutes: float = 5.0  # between two checkpoints at most, which bounds what a run can lose
     log_scales: int = 0  # steps between two looks at the ranges; 0: none
 
@@ -144,7 +144,7 @@ class RunDir:
         Raises KeyboardInterrupt after it when asked to stop.
         """
         last, (every, minutes, _) = step == self.config.steps, self.command
-        due = monotonic() - self._saved >= 60 * minutes or (every and step % every == 0)
+        due = monotonic() - self._saved >= 60 * minutes or step % every == 0
         if not (due or last or self.stop.signal):
             return
         assert self._log

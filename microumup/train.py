@@ -12,7 +12,7 @@ from pathlib import Path
 from microumup import cli
 from microumup.backend import choose_device
 from microumup.checkpoint import to_json
-from microumup.config import PRESETS, TrainConfig, option_name
+from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.cpu import cores
 from microumup.data import BYTES, Corpus, load_corpus
 from microumup.diverged import Diverged
@@ -82,6 +82,7 @@ def _new(args: argparse.Namespace, device: str, say: Callable[..., None]) -> Run
     if device == "cpu" and "threads" not in given:
         config = replace(config, threads=suitable_threads(config))
     command = Command(**{name: value for name in Command._fields if (value := getattr(args, name)) is not None})
+    check_least(command, save_every=1, save_minutes=0, log_scales=0)
     check_memory(config)
     return RunDir.create(args.out, config, _corpus(config, say), command)
 
@@ -90,6 +91,8 @@ def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
     other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
     if given := [*cli.given(args, TrainConfig), *other]:
         raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
+    if not (args.resume / "config.json").exists():
+        raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
     run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run
