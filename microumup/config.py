@@ -28,9 +28,7 @@ class ModelConfig:
     width: int = option(64, "D, size of the residual stream; a multiple of the head dim")
     layers: int = option(2, "transformer layers, each an attention and an FFN branch")
     head_dim: int = option(16, "K, size of an attention head; even")
-    seq_len: int = option(
-        64, "s, tokens in a training sequence; fixed with the model, attention's factor depends on it"
-    )
+    seq_len: int = option(64, "s, tokens in a training sequence; fixed with the model: attention's factor needs it")
     vocab_size: int = option(256, "V; 256 is raw bytes, more trains a byte-level BPE tokenizer of that size")
     alpha_res: float = option(1.0, "u-µP: std of all branches' sum over the embedding's, at init (eq. 24)")
     alpha_res_attn_ratio: float = option(1.0, "u-µP: std of the attention branches over the FFN branches' (eq. 23)")
@@ -64,9 +62,7 @@ class ModelConfig:
             raise ValueError(f"--width: {self.width} is not a multiple of --head-dim {self.head_dim}")
         for name in ("width", "base_width"):
             if getattr(self, name) % 4:
-                raise ValueError(
-                    f"{option_name(name)}: {getattr(self, name)} is not a multiple of 4, and the FFN is 11/4 D"
-                )
+                raise ValueError(f"{option_name(name)}: {getattr(self, name)} is no multiple of 4; the FFN is 11/4 D")
         if self.tied_embeddings:
             why = "one matrix cannot be an input weight and an output weight, whose A, √B and C differ (Table 1)"
             raise ValueError(f"--tied-embeddings: {why}; leave it out")
@@ -127,13 +123,9 @@ class TrainConfig(ModelConfig):
     lr: float | None = option(None, f"η, peak of the global learning rate: 1.5, 2^1.5 or 2**-7 (default: {TYPICAL_LR})")
     warmup: float = option(2000 / 8192, "share of the steps in which the learning rate rises; then a cosine to 10 %")
     weight_decay: float = option(2**-13, "λ, share of a weight that a step at the peak takes away, whatever η; 2^-13")
-    decay: str = option(
-        "independent", "what λ is multiplied by: independent s(t), fully-independent 1, coupled s(t) η C"
-    )
+    decay: str = option("independent", "factor of λ: independent s(t), fully-independent 1, coupled s(t) η C")
     optimizer: str = option("adamw", "adamw, or sgd (divides each gradient by its known constant; name an --lr)")
-    loss_scale: float = option(
-        1.0, "what is differentiated is this times the mean loss: batch size x seq len sums it, with gradients to match"
-    )
+    loss_scale: float = option(1.0, "factor of the mean loss that is differentiated; batch size x seq len: its sum")
     seed: int = option(0, "of the initial weights and the batches")
     threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes one per core")
 
@@ -141,9 +133,7 @@ class TrainConfig(ModelConfig):
         super().__post_init__()
         check_least(self, batch_size=1, steps=1, seed=0, threads=1)
         if self.threads > self.batch_size:
-            raise ValueError(
-                f"--threads: {self.threads} is more than --batch-size {self.batch_size}, nothing left for some"
-            )
+            raise ValueError(f"--threads: {self.threads} is more than --batch-size {self.batch_size}; take fewer")
         if not (isfinite(self.loss_scale) and self.loss_scale > 0):
             raise ValueError(f"--loss-scale: {self.loss_scale} is not a positive finite number")
         for name in ("warmup", "weight_decay"):

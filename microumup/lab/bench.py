@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from microumup import cli
+from microumup import cli, fused
 from microumup.backend import Array
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
@@ -233,6 +233,17 @@ def by_width(threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
     return {width: 1000 * float(np.median(seconds)) for width, seconds in times.items()}
 
 
+def by_pair(name: str, threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
+    """Share of a step that each pair of `fused.py` gains: the readable pair's step over ours, less 1; by op."""
+    programs: dict[str, Program] = {}
+    for op in (None, *fused.KERNELS):
+        trainer = new_trainer(CONFIGS[name], threads)
+        trainer.kernels = {other: pair for other, pair in fused.KERNELS.items() if other is not op}
+        programs[op.__name__ if op else ""] = partial(trainer.update, 0)
+    times = take_turns(programs, rounds, progress=progress, what=f"config {name}, pairs")
+    return {op: ratio(seconds, times[""]).median - 1 for op, seconds in times.items() if op}
+
+
 def count(name: str) -> dict[str, Any]:
     """The ledger of a config's step, on one thread."""
 
@@ -313,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=cli.whole, default=1, metavar="N", help="of each program (1)")
     parser.add_argument("--rounds", type=cli.whole, default=15, metavar="N", help="turns to take the median of (15)")
     parser.add_argument("--widths", action="store_true", help="our step at widths 32 to 512 too, all else as in A")
+    parser.add_argument("--pairs", action="store_true", help="what each pair of fused.py gains, of our step")
     parser.add_argument("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
     parser.add_argument("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
     parser.add_argument("--quiet", action="store_true", help="print no table")
@@ -321,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     say, progress = cli.say(args.quiet), not args.quiet
     with cli.bad_input(parser):
         check_least(args, rounds=1, threads=1)
-        if args.fp8 and (args.config or args.vs or args.widths or args.ledger or args.threads > 1):
+        if args.fp8 and (args.config or args.vs or args.widths or args.pairs or args.ledger or args.threads > 1):
             raise ValueError("--fp8: has shapes and peers of its own; give it no option but --rounds, --quiet, --json")
         peers = list(dict.fromkeys(args.vs or ()))
         for peer in peers:
@@ -342,6 +354,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"microumup bench: config {name}: {error}", file=sys.stderr)
                 return 1
             print_bench(say, benches[-1])
+            if args.pairs:
+                benches[-1]["pairs"] = by_pair(name, args.threads, args.rounds, progress=progress)
+                say("gain: " + ", ".join(f"{op} {gain:+.1%}" for op, gain in benches[-1]["pairs"].items()))
             if args.ledger:
                 benches[-1]["ledger"] = count(name)
                 print_ledger(say, benches[-1]["ledger"])
