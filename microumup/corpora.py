@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from microumup.backend import Array
+from microumup.backend import Array, install_hint
 
 WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT_SHA256 = {  # of the files of the Hugging Face dataset Salesforce/wikitext, wikitext-103-raw-v1
@@ -160,4 +160,4 @@ def extra(module: str, option: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"{option}: needs {module.partition('.')[0]}; pip install 'microumup[data]'") from error
+        raise ValueError(f"{option}: needs {module.partition('.')[0]}; {install_hint('data')}") from error

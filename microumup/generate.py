@@ -9,7 +9,7 @@ import numpy as np
 from microumup import checkpoint, cli
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
 from microumup.data import Tokenizer, load_tokenizer
-from microumup.model import Cache, ModelConfig, check_least, forward, weights
+from microumup.model import Cache, ModelConfig, check_least, forward, weights, without_retired
 
 
 def generate(
@@ -48,7 +48,7 @@ def _draw(logits: Array, temperature: float, top_k: int, rng: np.random.Generato
 def load_run(run_dir: Path, device: str = "cpu") -> tuple[ModelConfig, dict[str, Array], Tokenizer]:
     """The model of a run directory: config, params and tokenizer. Raises ValueError when there is none."""
     arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    config = ModelConfig(**info["model"])
+    config = ModelConfig(**without_retired(info["model"]))
     params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
     return config, params, load_tokenizer(run_dir)
 
@@ -71,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--top-k", type=cli.whole, default=0, metavar="N", help="of the N likeliest only (default: all)"
     )
-    parser.add_argument("--seed", type=cli.whole, default=0, metavar="N", help="of the draws (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: prompt, text, tokens, seed")
+    cli.shared(parser, "device", seed="of the draws", json="prompt, text, tokens, seed; and print nothing else")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_least(args, tokens=1, temperature=0, top_k=0, seed=0)

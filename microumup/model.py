@@ -1,6 +1,7 @@
 """The Llama of App. B and D.1.2, in the order of the paper's Table 5.
 
-Pre-norm, RMSNorm without a gain, RoPE, SwiGLU with F = 11/4 D, untied embeddings, no biases. What a scheme changes are
+Pre-norm, RMSNorm without a gain, RoPE, SwiGLU with F = 11/4 D, no biases. Embedding and head are two matrices: one
+could not be an input weight and an output weight at once, whose A, √B and C differ (Table 1). What a scheme changes are
 numbers: the std and multiplier of each weight, the factors of each op, a and b of each branch. They come from
 `parametrization.py` and `multipliers.py`; no line here asks which scheme it is.
 
@@ -25,18 +26,35 @@ from microumup.parametrization import SCHEMES, Scheme, Shape, Weight, weight, wi
 Params = dict[str, Tensor] | dict[str, Array]  # arrays for a forward pass that keeps no tape
 
 
-def option(default: object, help: str) -> Any:
-    """A field that is also a command-line option: `help` says what it is and in which unit."""
-    return field(default=default, metadata={"help": help})
+def option(default: object, help: str, *, common: bool = False) -> Any:
+    """A field that is also a command-line option: `help` says what it is and in which unit.
+
+    Options that are not `common` are explained by `--help-all` alone.
+    """
+    return field(default=default, metadata={"help": help, "common": common})
+
+
+RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
+
+
+def without_retired(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a config that an older version may have written, without those that are no more.
+
+    Raises ValueError where one of these has another value than the only one that ever ran.
+    """
+    for name, only in RETIRED.items():
+        if name in options and options[name] != only:
+            raise ValueError(f"{option_name(name)}: is {options[name]} in this run's config; there is only {only}")
+    return {name: options[name] for name in options if name not in RETIRED}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. Everything that fixes it; raises ValueError, naming the option, for what no network can have."""
 
-    scheme: str = option("umup", f"parametrization, a row of Tables 1-3: {', '.join(SCHEMES)}")
-    width: int = option(64, "D, size of the residual stream; a multiple of the head dim")
-    layers: int = option(2, "transformer layers, each an attention and an FFN branch")
+    scheme: str = option("umup", f"parametrization, a row of Tables 1-3: {', '.join(SCHEMES)}", common=True)
+    width: int = option(64, "D, size of the residual stream; a multiple of the head dim", common=True)
+    layers: int = option(2, "layers, of attention and FFN branch each", common=True)
     head_dim: int = option(16, "K, size of an attention head; even")
     seq_len: int = option(
         64, "s, tokens in a training sequence; fixed with the model, attention's factor depends on it"
@@ -53,8 +71,9 @@ class ModelConfig:
     alpha_emb: float = option(1.0, "µP: multiplier of the embedding's output")
     base_width: int = option(256, "µP: the width at which µP is the standard parametrization")
     base_layers: int = option(4, "µP: the number of layers at which it is")
-    tied_embeddings: bool = option(False, "refused: one matrix cannot follow the input's rules and the output's")
-    fp8: str = option("none", "casts in every linear: none, fp8, fp8-iclr, then ,SITE.TENSOR=FORMAT to override")
+    fp8: str = option(
+        "none", "casts in every linear: none, fp8, fp8-iclr, then ,SITE.TENSOR=FORMAT to override", common=True
+    )
     norm_eps: float = option(1e-6, "ε of RMSNorm")
     rope_base: float = option(10_000.0, "base of RoPE's frequencies")
 
@@ -77,9 +96,6 @@ class ModelConfig:
                 raise ValueError(
                     f"{option_name(name)}: {getattr(self, name)} is not a multiple of 4, and the FFN is 11/4 D"
                 )
-        if self.tied_embeddings:
-            why = "one matrix cannot be an input weight and an output weight, whose A, √B and C differ (Table 1)"
-            raise ValueError(f"--tied-embeddings: {why}; leave it out")
         known = SCHEMES[self.scheme].hyperparameters
         for name in sorted({hp for scheme in SCHEMES.values() for hp in scheme.hyperparameters} - set(known)):
             if getattr(self, name) != getattr(ModelConfig, name):

@@ -34,6 +34,7 @@ from microumup.model import (
     option,
     option_name,
     weights,
+    without_retired,
 )
 from microumup.optim import DECAYS, SGD, AdamW, blocks, schedule
 from microumup.parametrization import SCHEMES
@@ -64,10 +65,12 @@ class TrainConfig(ModelConfig):
     """The training. A model and how it is trained; raises ValueError, naming the option, for what cannot be."""
 
     corpus: str = option("sotu", "sotu (State of the Union, shipped) or wikitext-103 (downloaded)")
-    text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus")
-    batch_size: int = option(16, "B, sequences in a batch")
-    steps: int = option(1000, "updates")
-    lr: float | None = option(None, f"η, peak of the global learning rate: 1.5, 2^1.5 or 2**-7 (default: {TYPICAL_LR})")
+    text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus", common=True)
+    batch_size: int = option(16, "B, sequences in a batch", common=True)
+    steps: int = option(1000, "updates", common=True)
+    lr: float | None = option(
+        None, f"η, peak of the global learning rate: 1.5, 2^1.5 or 2**-7 (default: {TYPICAL_LR})", common=True
+    )
     warmup: float = option(2000 / 8192, "share of the steps in which the learning rate rises; then a cosine to 10 %")
     weight_decay: float = option(2**-13, "λ, share of a weight that a step at the peak takes away, whatever η; 2^-13")
     decay: str = option(
@@ -77,7 +80,7 @@ class TrainConfig(ModelConfig):
     loss_scale: float = option(
         1.0, "what is differentiated is this times the mean loss: batch size x seq len sums it, with gradients to match"
     )
-    seed: int = option(0, "of the initial weights and the batches")
+    seed: int = option(0, "of the initial weights and the batches", common=True)
     threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes one per core")
 
     def __post_init__(self) -> None:
@@ -287,7 +290,7 @@ def load_config(run_dir: Path) -> TrainConfig:
     if not path.exists():
         raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
     try:
-        options = json.loads(path.read_text())
+        options = without_retired(json.loads(path.read_text()))
         return TrainConfig(**options | {"text": tuple(options["text"])})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None
@@ -314,17 +317,17 @@ def main(argv: list[str] | None = None) -> int:
         "  microumup train --scheme sp --lr 2^-7   the standard parametrization\n"
         "  microumup train --text my_novel.txt     on a text of your own",
     )
-    sizes = "tiny: under a minute (default); laptop: minutes; paper: Table 6, for a GPU; other options override it"
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help=sizes)
     cli.add_options(parser, TrainConfig)
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
+    sizes = "tiny: under a minute (default), laptop: minutes, paper: Table 6, for a GPU; other options override it"
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", metavar="NAME", help=sizes)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its options")
-    parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)")
-    parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks at "
-                        "the range of every x, w and dy, for the command scales (default: none)")  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line")
+    cli.shared(parser, "device", "quiet", json="the result")
+    parser.add_rare(
+        parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)"),
+        parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks "
+                            "at the range of every x, w and dy, for the command scales (default: none)"),
+    )  # fmt: skip
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     with cli.bad_input(parser):

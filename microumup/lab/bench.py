@@ -314,8 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--widths", action="store_true", help="our step at widths 32 to 512 too, all else as in A")
     parser.add_argument("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
     parser.add_argument("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON, all that was measured")
+    cli.shared(parser, "quiet", json="all that was measured")
     args = parser.parse_args(argv)
     say, progress = cli.say(args.quiet), not args.quiet
     with cli.bad_input(parser):

@@ -34,7 +34,6 @@ leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -360,12 +359,8 @@ def main(argv: list[str] | None = None) -> int:
     number_of("--seq-len", "s, tokens in a sequence", SEQ_LEN)
     number_of("--batch-size", "B, sequences in the batch", 1)
     number_of("--steps", "updates", 4)
-    number_of("--seeds", "models of every size", 3)
-    number_of("--seed", "the first of the seeds", 0)
-    number_of("--workers", "processes; 0: just this one", os.cpu_count() or 1)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw to FILE, a .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, rows of all steps")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    cli.shared(group, seeds="models of every size", seed="the first of the seeds", workers="; 0: just this one")
+    cli.shared(parser, "plot", "quiet", json="passed, rows of all steps")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         pic.check_path(args.plot)

@@ -200,10 +200,9 @@ memory         {t.memory_bytes / 1e6:,.1f} MB of float32 weights and optimizer s
 def main(argv: list[str] | None = None) -> int:
     """The command `explain`."""
     parser = cli.Parser("explain", __doc__ or "")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
     cli.add_options(parser, TrainConfig)
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON, the ledger with every parameter")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
+    cli.shared(parser, "quiet", json="the ledger with every parameter")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         config = TrainConfig(**PRESETS[args.preset] | cli.given(args, TrainConfig))

