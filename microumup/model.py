@@ -44,7 +44,8 @@ def without_retired(options: dict[str, Any]) -> dict[str, Any]:
     """
     for name, only in RETIRED.items():
         if name in options and options[name] != only:
-            raise ValueError(f"{option_name(name)}: is {options[name]} in this run's config; there is only {only}")
+            said = f"a run with {options[name]} cannot be loaded"
+            raise ValueError(f"{option_name(name)}: {said}; the option is gone, and was only ever {only}")
     return {name: options[name] for name in options if name not in RETIRED}
 
 

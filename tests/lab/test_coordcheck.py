@@ -378,7 +378,6 @@ def test_other_processes_find_the_same(capsys, monkeypatch):
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
         (["--scheme", "nope"], "--scheme: 'nope' is unknown"),
         (["--plot", "figure.doc"], "--plot: figure.doc does not end with"),
-        (["--tied-embeddings"], "--tied-embeddings: one matrix"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -388,7 +387,7 @@ def test_bad_input_is_named_in_one_line(refused, options, message):
 
 def test_the_help_has_each_option_once_with_the_default_of_the_check(capsys):
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-all"])
     text = " ".join(capsys.readouterr().out.partition("the network:")[2].split())
     assert text.count("--seq-len N") == text.count("--layers N") == text.count("--width N") == 1
     assert "--seq-len N s, tokens in a sequence (default: 16)" in text

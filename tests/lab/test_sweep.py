@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from hashlib import sha256
 from multiprocessing import active_children, parent_process
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from microumup.lab.sweep import (
     flops,
     load_results,
     main,
+    plain,
     run,
     run_id,
     show_time,
@@ -132,6 +134,12 @@ def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkey
         env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=("a", "b"))))
+
+
+def test_a_run_made_before_an_option_was_retired_keeps_its_id(jobs: list[Job]) -> None:
+    content = {"config": plain(jobs[0].config) | {"tied_embeddings": False}, "ranges_every": 0}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert run_id(jobs[0]) == sha256(canonical.encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
