@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{fmt.name}: " + ", ".join(f"{name} {_power(limit)}" for name, limit in limits(fmt).items()))
     say("drawn at the right: o RMS, x absmax; [ min subnormal, : min normal, ] max of the format")
     for step, ranges in shown.items():
-        say(f"\nstep {step}\n{table(ranges, expected)}")
+        say(f"\nstep {step}\n{table(ranges, expected)}{note(ranges)}")
     if args.plot:
         with cli.bad_input(parser):
             rms = {step: {name: r.rms for name, r in ranges.items()} for step, ranges in logged.items()}
@@ -191,9 +191,35 @@ def table(ranges: Ranges, expected: dict[str, float] | None = None) -> str:
     lines = [f"{'tensor':16}{'format':>6}{titles}  underflow  saturated {ticks}".rstrip()]
     for name, r in ranges.items():
         powers = _power(r.rms), _power(expected[name]) if expected else "", _power(r.absmax)
-        shares = f"{100 * r.underflow:9.2f} %{100 * r.saturated:9.2f} %"
+        shares = f"{_share(r.underflow):>11}{_share(r.saturated):>11}"
         lines.append(f"{name:16}{r.format:>6}" + "".join(f"{x:>9}" for x in powers) + f"{shares} {_line(r)}".rstrip())
     return "\n".join(lines)
+
+
+def _share(x: float) -> str:
+    """A share in percent; 0.00 % and 100.00 % are none and all."""
+    if 0 < x < 5e-5:
+        return "<0.01 %"
+    return ">99.99 %" if 1 - 5e-5 < x < 1 else f"{100 * x:.2f} %"
+
+
+def note(ranges: Ranges) -> str:
+    """Why so much of the head's dy is flushed, on two lines of their own, where that is so and harmless; else nothing.
+
+    dy is p - onehot times a factor. Once the model is sure that most of the vocabulary does not come next, p is tiny
+    there, and the elements that carry the RMS are few. An element is flushed below half the least subnormal number,
+    so this bounds what their squares add up to.
+    """
+    r = ranges.get("head.dy")
+    if r is None or r.format not in FORMATS or r.underflow < 0.1 or not r.rms:
+        return ""
+    lost = r.underflow * (FORMATS[r.format].min_subnormal / 2 / r.rms) ** 2
+    if not lost < 1e-3:
+        return ""
+    return (
+        f"\nhead.dy: {r.underflow:.0%} is flushed, but at most {lost:.1g} of the sum of its squares. It is\n"
+        "p - onehot times a factor, and most of the vocabulary has next to no p: the model is sure that it does not come next."
+    )
 
 
 def _line(r: Range) -> str:

@@ -1,7 +1,9 @@
 import json
+import re
 import sys
 from dataclasses import replace
 from math import inf, isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,6 +295,24 @@ def test_the_command_shows_a_table_and_a_verdict(capsys):
     assert float(head[5]) == pytest.approx(-0.5, abs=0.1)
     assert head[6:] == ["-0.5", "ok"]
     assert out.splitlines()[-1].startswith("PASS: from width 32 to 128 all 42 slopes are as they should be.")
+
+
+@pytest.mark.parametrize("axis", ["width", "depth"])
+def test_a_verdict_names_what_the_check_cannot_see(axis):
+    text = reading(cc.Report("umup", axis, (2, 16), 4, []))
+    assert text.startswith(f"PASS: from {axis} 2 to 16")
+    for unseen in ("weight decay", "Adam's ε", "late part of a training"):
+        assert unseen in text.partition("They cannot show what")[2]
+    assert "speaks against" not in text
+    assert ("fig6.json" in text) == (axis == "depth")
+
+
+def test_over_depth_the_verdict_quotes_what_whole_trainings_have_measured():
+    claims = json.loads((Path(__file__).parents[2] / "docs" / "figures" / "fig6.json").read_text())["claims"]
+    for scheme in ("u-µP", "µP"):
+        [claim] = [c for c in claims if c["claim"] == f"{scheme}: the best learning rate moves from 1 to 8 layers by"]
+        moved = re.escape(f"{claim['effect']:+.2f}")
+        assert re.search(rf" by {moved}( octaves)? for {scheme}", cc.DRIFT_OVER_DEPTH)
 
 
 def test_the_command_ends_with_1_where_a_scheme_fails(capsys):
