@@ -218,7 +218,7 @@ def note(ranges: Ranges) -> str:
         return ""
     return (
         f"\nhead.dy: {r.underflow:.0%} is flushed, but at most {lost:.1g} of the sum of its squares. It is\n"
-        "p - onehot times a factor, and most of the vocabulary has next to no p: the model is sure it does not come next."
+        "p - onehot times a factor, and p is next to nothing for all tokens that the model knows not to come next."
     )
 
 
