@@ -1,4 +1,4 @@
-"""What all commands share: options from a dataclass, numbers like 2^1.5, and one line for a bad argument."""
+"""Parts of every command: options from a dataclass and shared ones, numbers like 2^1.5, one line for a bad argument."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What an op says of an argument that is no array: one line, with the op, the argument, what it is and the mend."""
+"""Errors for arguments that are no arrays: one line, with the op, the argument, what it is and the mend."""
 
 from collections.abc import Callable
 from typing import Any

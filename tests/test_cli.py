@@ -1,4 +1,4 @@
-"""What all commands share: options declared once, and a help that begins with the usual ones."""
+"""Options of all commands: shared ones declared once, and a help that begins with the usual ones."""
 
 import ast
 import re

@@ -66,7 +66,7 @@ Sizes = dict[tuple[str, str], float]  # RMS by measure and tensor
 
 
 class Row(NamedTuple):
-    """How the size of a tensor goes with the width or depth, and how it should."""
+    """Growth of a tensor's size with width or depth, and what it should be."""
 
     measure: str  # init, effect or change
     tensor: str
@@ -79,12 +79,12 @@ class Row(NamedTuple):
 
     @property
     def off(self) -> float:
-        """By how much the slope misses what is expected; negative or 0 within."""
+        """Distance of the slope from what is expected; negative or 0 within."""
         return max(self.expected[0] - self.slope, self.slope - self.expected[1])
 
 
 class Report(NamedTuple):
-    """What a check found."""
+    """Findings of a check."""
 
     scheme: str
     axis: str  # width or depth
@@ -94,7 +94,7 @@ class Report(NamedTuple):
 
     @property
     def judged(self) -> list[Row]:
-        """Of every tensor and measure the row that is furthest off what is expected."""
+        """Row of every tensor and measure that is furthest off what is expected."""
         worst: dict[tuple[str, str], Row] = {}
         for row in self.rows:
             key = row.measure, row.tensor
@@ -278,7 +278,7 @@ def _row(measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array,
 
 
 def rule_behind(row: Row, axis: str) -> str:
-    """Where to look when a tensor's size goes wrong."""
+    """Rule to look at when a tensor's size goes wrong."""
     weight = {"embedding": "input", "head": "output"}.get(row.tensor, "hidden" if row.tensor in LINEARS else "")
     if row.measure == "effect":
         in_branch = axis == "depth" and weight == "hidden"

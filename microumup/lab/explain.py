@@ -69,7 +69,7 @@ class Totals(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """All there is to say of a model before it is trained, in the order of the model."""
+    """Numbers of a model before it is trained, in the order of the model."""
 
     parameters: list[Parameter]
     branches: list[Branch]
@@ -126,7 +126,7 @@ def _shares(c: TrainConfig, ops: Ops) -> list[float]:
 
 
 def hints(config: TrainConfig, ledger: Ledger) -> list[str]:
-    """What is suspicious by the numbers alone, a line each; mostly nothing."""
+    """Suspicions by the numbers alone, a line each; mostly none."""
     c, t, typical, adam = config, ledger.totals, config.rules.typical_lr, config.optimizer == "adamw"
     times, side = max((c.eta / typical, "above"), (typical / c.eta, "below"))
     rising, decay = round(c.warmup * c.steps), max(p.decay for p in ledger.parameters)

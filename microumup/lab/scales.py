@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, float]]:
-    """What to show: a title, the ranges by step, and the RMS to expect where it is known."""
+    """Things to show: a title, the ranges by step, and the RMS to expect where it is known."""
     options, run_dir = cli.given(args, TrainConfig), args.run_dir
     if run_dir is None:
         config = TrainConfig(**PRESETS[args.preset or "tiny"] | options)
@@ -204,7 +204,7 @@ def _share(x: float) -> str:
 
 
 def note(ranges: Ranges) -> str:
-    """Why so much of the head's dy is flushed, on two lines of their own, where that is so and harmless; else nothing.
+    """Reason why so much of the head's dy is flushed, on two lines, where that is so and harmless; else nothing.
 
     dy is p - onehot times a factor. Once the model is sure that most of the vocabulary does not come next, p is tiny
     there, and the elements that carry the RMS are few. An element is flushed below half the least subnormal number,

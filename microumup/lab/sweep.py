@@ -238,7 +238,7 @@ def work_off(
 
 
 def task(job: Job, device: str, results: Path | None) -> Record:
-    """What an executor is given: run the job and keep its record in `results`, unless it is there.
+    """Run the job, in an executor, and keep its record in `results`, unless it is there.
 
     It may be: a process can be killed between keeping a record and handing it over.
     """
@@ -260,7 +260,7 @@ def new_seats(workers: int, runs: int = 1) -> list[Executor]:
 
 
 def follow_parent() -> None:
-    """In a new process: leave Ctrl-C to the parent, and end with it, even if it is killed."""
+    """Leave Ctrl-C to the parent of this new process, and end with it, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
     parent = parent_process()
