@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from microumup import __version__, checkpoint, corpora
-from microumup.config import ModelConfig, TrainConfig
+from microumup.config import ModelConfig, TrainConfig, without_retired
 from microumup.cpu import Arrays
 from microumup.data import ByteTokenizer, Tokenizer
 
@@ -72,7 +72,7 @@ def load_config(run_dir: Path) -> TrainConfig:
     if not path.exists():
         raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
     try:
-        options = json.loads(path.read_text())
+        options = without_retired(json.loads(path.read_text()))
         return TrainConfig(**options | {"text": tuple(options["text"])})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None

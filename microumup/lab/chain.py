@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
-from microumup.cli import Parser, bad_input, say, whole
+from microumup.cli import Parser, bad_input, say, shared, whole
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
@@ -256,12 +256,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command `chain`: 0 when every step does what its row says, 1 when one does not, 2 on a bad argument."""
     parser = Parser("chain", __doc__ or "")
     text = {f.name: f.metadata["help"] for f in fields(ModelConfig)}
-    text |= {"steps": "updates before the move, and again after it", "seed": "of the initial weights and the text"}
-    for name, default in {**SIZES, "steps": 30, "seed": 0}.items():
+    text |= {"steps": "updates before the move, and again after it"}
+    for name, default in {**SIZES, "steps": 30}.items():
         described = f"{text[name]} (default: {default})"
         parser.add_argument(option_name(name), type=whole, default=default, metavar="N", help=described)
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, and all steps")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)
     with bad_input(parser):
         check_least(args, steps=2, seed=0)
