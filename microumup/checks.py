@@ -43,6 +43,22 @@ def linear(x: Array, w: Array) -> None:
         raise ValueError(f"linear: x has D_in={x.shape[-1]} but w is {w.shape}; w is (fan_out, fan_in){hint}")
 
 
+def embedding(tokens: Array, w: Array) -> None:
+    """Raise ValueError unless tokens are ids of rows of w (V, D)."""
+    floats("embedding", w=w)
+    if w.ndim != 2:
+        raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
+    ids("embedding", "tokens", tokens, len(w))
+
+
+def rope(x: Array, head_dim: int) -> None:
+    """Raise ValueError unless x (B, T, D) consists of heads of an even size."""
+    floats("rope", x=x)
+    heads("rope", "x", x, head_dim)
+    if head_dim % 2:
+        raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
+
+
 def heads(op: str, name: str, x: Array, head_dim: int) -> None:
     """Raise ValueError unless x (B, T, D) consists of heads of that size."""
     if x.ndim != 3 or head_dim < 1 or x.shape[-1] % head_dim:
@@ -57,6 +73,12 @@ def attention(q: Array, k: Array, v: Array, head_dim: int) -> None:
     if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
         shapes = f"q is {q.shape}, k {k.shape}, v {v.shape}"
         raise ValueError(f"attention: {shapes}; need (B, T, D) and (B, S, D) with S >= T")
+
+
+def cross_entropy(logits: Array, hits: Array) -> None:
+    """Raise ValueError unless there is a target for each row of logits (..., V)."""
+    floats("cross_entropy", logits=logits)
+    targets(hits, logits.shape[:-1], logits.shape[-1])
 
 
 def targets(hits: Array, shape: tuple[int, ...], vocab_size: int) -> None:

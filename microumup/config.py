@@ -15,23 +15,9 @@ from microumup.parametrization import SCHEMES, Scheme, without_embedding_lr_rule
 DECAYS = ("independent", "fully-independent", "coupled")  # readings of weight decay; `optim.py` has their formulas
 
 
-RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
-
-
 def option(default: object, help: str, *, common: bool = False) -> Any:
     """A field that is also a command-line option; those that are not `common` are explained by `--help-all` alone."""
     return field(default=default, metadata={"help": help, "common": common})
-
-
-def without_retired(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a config that an older version may have written, without those that are no more.
-
-    Raises ValueError where one of these has another value than the only one that ever ran.
-    """
-    for name, only in RETIRED.items():
-        if name in options and options[name] != only:
-            raise ValueError(f"{option_name(name)}: {options[name]} cannot be loaded; the option was only ever {only}")
-    return {name: options[name] for name in options if name not in RETIRED}
 
 
 @dataclass(frozen=True)

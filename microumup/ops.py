@@ -80,10 +80,7 @@ def cast(x: Array, fmt: Format | None) -> Array:
 # ---- embedding: a row of the table per token ----
 def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> Output:
     """y = scale.y · w[tokens]. tokens (B, T) of integers in [0, V), w (V, D) -> y (B, T, D)."""
-    checks.floats("embedding", w=w)
-    if w.ndim != 2:
-        raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
-    checks.ids("embedding", "tokens", tokens, len(w))
+    checks.embedding(tokens, w)
     y = w[tokens]  # (B, T, D)
     y *= scale.y
     return y, (tokens, len(w), scale)
@@ -128,10 +125,7 @@ def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int 
     A pair (x_2i, x_2i+1) is the complex number x_2i + j x_2i+1, multiplied by exp(j · position · base^(-2i/K)).
     `start` is the position of the first token (more than 0 when a cache holds those before it).
     """
-    checks.floats("rope", x=x)
-    checks.heads("rope", "x", x, head_dim)
-    if head_dim % 2:
-        raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
+    checks.rope(x, head_dim)
     turn = _turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
     return _rotate(x, turn), turn
 
@@ -279,8 +273,7 @@ def cross_entropy_forward(logits: Array, targets: Array, *, alpha: float = 1.0, 
 
     logits (..., V); targets (...), integers in [0, V). scale.dx multiplies dlogits = alpha/N · (p - onehot).
     """
-    checks.floats("cross_entropy", logits=logits)
-    checks.targets(targets, logits.shape[:-1], logits.shape[-1])
+    checks.cross_entropy(logits, targets)
     xp = xp_of(logits)
     z = alpha * logits.reshape(-1, logits.shape[-1])  # (N, V)
     z -= z.max(axis=-1, keepdims=True)

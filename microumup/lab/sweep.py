@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device, install_hint
-from microumup.config import PRESETS, RETIRED, TrainConfig, check_least, option_name
+from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.data import ByteTokenizer, Corpus, load_corpus
 from microumup.lab.search import (
     FLOATS,
@@ -52,6 +52,7 @@ from microumup.lab.search import (
 from microumup.lab.tables import to_line, write_table
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
+from microumup.run_dir import RETIRED
 from microumup.trainer import Diverged, Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
