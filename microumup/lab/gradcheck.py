@@ -202,10 +202,11 @@ def cases(seed: int = 0) -> list[Case]:
         (ops.cross_entropy, ([logits, targets], {"alpha": 1.6}, s, [s.y, s.dx])),
         (ops.linear_cross_entropy, ([x, w, targets], {"alpha": 1.6}, None, [])),
     ]
-    plain = [(getattr(ops, f"{op.__name__}_forward"), getattr(ops, f"{op.__name__}_backward")) for op, _ in found]
-    return [Case(*pair, *setting) for pair, (_, setting) in zip(plain, found, strict=True)] + [
-        Case(*fused.KERNELS[op], *setting) for op, setting in found if op in fused.KERNELS
+    pairs = [
+        ((getattr(ops, f"{op.__name__}_forward"), getattr(ops, f"{op.__name__}_backward")), of) for op, of in found
     ]
+    pairs += [(fused.KERNELS[op], of) for op, of in found if op in fused.KERNELS]
+    return [Case(forward, backward, *of) for (forward, backward), of in pairs]
 
 
 def main(argv: list[str] | None = None) -> int:
