@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from microumup import checkpoint
-from microumup.backend import Array
+from microumup.backend import Array, install_hint
 from microumup.cpu import available_memory
 
 SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
@@ -264,4 +264,4 @@ def extra(module: str, option: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"{option}: needs {module.partition('.')[0]}; pip install 'microumup[data]'") from error
+        raise ValueError(f"{option}: needs {module.partition('.')[0]}; {install_hint('data')}") from error

@@ -86,9 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--top-k", type=cli.whole, default=0, metavar="N", help="of the N likeliest only (default: all)"
     )
-    parser.add_argument("--seed", type=cli.whole, default=0, metavar="N", help="of the draws (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: prompt, text, tokens, seed")
+    cli.shared(parser, "device", seed="of the draws", json="prompt, text, tokens, seed; and print nothing else")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_least(args, tokens=1, temperature=0, top_k=0, seed=0)

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from microumup import __version__, checkpoint, corpora
-from microumup.config import ModelConfig, TrainConfig
+from microumup.config import ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
 from microumup.data import BYTES, ByteTokenizer, Corpus, Tokenizer
 from microumup.plan import weights
@@ -38,6 +38,19 @@ class Command(NamedTuple):
     save_every: int = 10**9  # steps between two checkpoints, where the minutes are not sooner
     save_minutes: float = 5.0  # between two checkpoints at most, which bounds what a run can lose
     log_scales: int = 0  # steps between two looks at the ranges; 0: none
+
+RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
+
+
+def without_retired(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a config that an older version may have written, without those that are no more.
+
+    Raises ValueError where one of these has another value than the only one that ever ran.
+    """
+    for name, only in RETIRED.items():
+        if name in options and options[name] != only:
+            raise ValueError(f"{option_name(name)}: {options[name]} cannot be loaded; the option was only ever {only}")
+    return {name: options[name] for name in options if name not in RETIRED}
 
 
 class RunDir:
@@ -209,7 +222,7 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
     path = run_dir / "config.json"
     if not path.exists():
         raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
-    options = checkpoint.read_record(path, "restore it, or begin a new run")
+    options = without_retired(checkpoint.read_record(path, "restore it, or begin a new run"))
     record, names = options.pop("run", {}), {f.name for f in fields(TrainConfig)}
     try:
         if wrong := sorted(options.keys() - names) or sorted(names - {*options, *(() if record else ADDED)}):
@@ -246,7 +259,7 @@ def load_checkpoint(run_dir: Path, config: TrainConfig) -> tuple[Arrays, dict[st
     step, seconds = info.get("step"), info.get("seconds")
     if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
         raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
-    other = any(getattr(config, name, value) != value for name, value in info.get("model", {}).items())
+    other = any(getattr(config, name, value) != value for name, value in without_retired(info.get("model", {})).items())
     if other or info.get("config", _id(config)) != _id(config):
         raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
     return arrays, info

@@ -3,6 +3,7 @@ import hashlib
 import http.server
 import io
 import lzma
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from microumup import corpora, data
+from microumup.backend import install_hint
 from microumup.data import ByteTokenizer, batch, load_corpus, load_tokenizer, split, windows
 
 REPOSITORY = Path(__file__).parent.parent
@@ -373,7 +375,7 @@ def test_a_missing_extra_is_a_hint(cache, monkeypatch, module, options):
     for name in ("huggingface_hub", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, io)  # stands for any module: only `module` is missing
     monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
-    with pytest.raises(ValueError, match=rf"^--.*: needs {module.split('.')[0]}; pip install 'microumup\[data\]'$"):
+    with pytest.raises(ValueError, match=rf"^--.*: needs {module.split('.')[0]}; {re.escape(install_hint('data'))}$"):
         load_corpus(**options, seq_len=8)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import Cache, branches, forward, init_params, loss
+from microumup.model import Cache, branches, forward, init_params, loss, without_retired
 from microumup.optim import AdamW, schedule
 from microumup.parametrization import SCHEMES
 from microumup.plan import gradient_constants, weights
@@ -182,7 +182,6 @@ BAD = {
     "--alpha-res: not a hyperparameter of --scheme mup": {"scheme": "mup", "alpha_res": 2.0},
     "--base-width: not a hyperparameter of --scheme sp": {"scheme": "sp", "base_width": 64},
     "--embedding-lr-rule: not a hyperparameter of --scheme sp": {"scheme": "sp", "embedding_lr_rule": False},
-    "--tied-embeddings: one matrix cannot be": {"tied_embeddings": True},
     "there is no recipe 'fp9'": {"fp8": "fp9"},
 }
 
@@ -192,6 +191,13 @@ def test_a_network_that_cannot_be_is_refused_by_name(message: str, options: dict
     with pytest.raises(ValueError, match=message) as error:
         ModelConfig(**options)
     assert "\n" not in str(error.value)
+
+
+def test_options_that_are_no_more_are_dropped_where_they_said_nothing() -> None:
+    assert without_retired({"width": 8, "tied_embeddings": False}) == {"width": 8}
+    assert without_retired({"width": 8}) == {"width": 8}
+    with pytest.raises(ValueError, match=r"^--tied-embeddings: a run with True cannot be loaded; the option is gone"):
+        without_retired({"width": 8, "tied_embeddings": True})
 
 
 def test_tokens_need_a_batch_axis() -> None:

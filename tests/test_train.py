@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,21 @@ def test_a_training_that_cannot_be_is_refused_by_name(message: str, options: dic
         TrainConfig(**options)
 
 
+def test_a_config_of_an_older_version_is_loaded(tmp_path: Path, refused: Refused) -> None:
+    options = asdict(TrainConfig(width=32)) | {"tied_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    assert load_config(tmp_path) == TrainConfig(width=32)
+    (tmp_path / "config.json").write_text(json.dumps(options | {"tied_embeddings": True}))
+    assert "--tied-embeddings: a run with True cannot be loaded" in refused(main, ["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ["3", "[]", '"text"', "{}", "{"])
+def test_a_config_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is not a config of microumup"):
+        load_config(tmp_path)
+
+
 # ---- the command ----
 
 
@@ -342,7 +357,7 @@ def test_learning_rates_can_be_written_as_powers(text: str, value: float) -> Non
 
 def test_every_option_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["--help"])
+        main(["--help-all"])
     assert end.value.code == 0
     text = capsys.readouterr().out
     for name in TrainConfig.__dataclass_fields__:

@@ -17,22 +17,22 @@ For an implementation of your own there are `check_pair`, `check_factors` and `c
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import cycle
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from microumup import ops
+from microumup import fused, ops
 from microumup.backend import Array
-from microumup.cli import Parser, bad_input, say, whole
+from microumup.cli import Parser, bad_input, say, shared
 from microumup.config import ModelConfig
-from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
+from microumup.engine import Backward, Forward, Op, Tensor, backpropagate, primitive
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
@@ -174,8 +174,11 @@ class Case(NamedTuple):
     expected: Sequence[float] = ()
 
 
+Setting = tuple[Sequence[Array], dict[str, Any], Scale | ResidualScale | None, Sequence[float]]  # the rest of a Case
+
+
 def cases(seed: int = 0) -> list[Case]:
-    """Every pair of `ops.py`, at settings where each of them shows."""
+    """Every pair of `ops.py`, and every one of `fused.py`, at settings where each of them shows."""
     rng = np.random.default_rng(seed)
     x, gate, q, k, v = (rng.standard_normal((2, T, 8)) for T in (3, 3, 4, 4, 4))
     past_k, past_v = rng.standard_normal((2, 2, 7, 8))
@@ -183,21 +186,27 @@ def cases(seed: int = 0) -> list[Case]:
     tokens, targets = rng.integers(5, size=(2, 2, 3))
     heads = {"head_dim": 4, "score_scale": 0.7}
     s, r = Scale(y=1.7, dx=0.6, dw=2.3), ResidualScale(a=1.7, b=0.6, dbranch=2.3, dbase=0.4)
-    return [
-        Case(ops.linear_forward, ops.linear_backward, [x, w], {}, s, [s.y, s.dx, s.dw]),
-        Case(ops.embedding_forward, ops.embedding_backward, [tokens, w], {}, s, [s.y, s.dw]),
-        Case(ops.rms_norm_forward, ops.rms_norm_backward, [x], {"eps": 0.0}),
-        Case(ops.rms_norm_forward, ops.rms_norm_backward, [1e-3 * x], {"eps": 1e-6}),  # x so small that ε counts
-        Case(ops.rope_forward, ops.rope_backward, [x], {"head_dim": 4}),
-        Case(ops.rope_forward, ops.rope_backward, [x], {"head_dim": 4, "start": 3}),
-        Case(ops.attention_forward, ops.attention_backward, [q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx]),
-        Case(ops.attention_forward, ops.attention_backward, [x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx]),
-        Case(ops.gated_silu_forward, ops.gated_silu_backward, [x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx]),
-        Case(ops.residual_split_forward, ops.residual_split_backward, [x], {}, r, [1.0, r.dbase]),
-        Case(ops.residual_add_forward, ops.residual_add_backward, [2 * x, x], {}, r,
-             [(2 * r.a + r.b) / 3, r.dbranch, r.b]),  # y = 2 a x + b x, and 3 x when plain
-        Case(ops.cross_entropy_forward, ops.cross_entropy_backward, [logits, targets], {"alpha": 1.6}, s, [s.y, s.dx]),
-    ]  # fmt: skip
+    found: list[tuple[Op, Setting]] = [
+        (ops.linear, ([x, w], {}, s, [s.y, s.dx, s.dw])),
+        (ops.embedding, ([tokens, w], {}, s, [s.y, s.dw])),
+        (ops.rms_norm, ([x], {"eps": 0.0}, None, [])),
+        (ops.rms_norm, ([1e-3 * x], {"eps": 1e-6}, None, [])),  # x so small that ε counts
+        (ops.rope, ([x], {"head_dim": 4}, None, [])),
+        (ops.rope, ([x], {"head_dim": 4, "start": 3}, None, [])),
+        (ops.attention, ([q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx])),
+        (ops.attention, ([x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx])),
+        (ops.gated_silu, ([x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx])),
+        (ops.residual_split, ([x], {}, r, [1.0, r.dbase])),
+        # y = 2 a x + b x, and 3 x when plain
+        (ops.residual_add, ([2 * x, x], {}, r, [(2 * r.a + r.b) / 3, r.dbranch, r.b])),
+        (ops.cross_entropy, ([logits, targets], {"alpha": 1.6}, s, [s.y, s.dx])),
+        (ops.linear_cross_entropy, ([x, w, targets], {"alpha": 1.6}, None, [])),
+    ]
+    pairs = [
+        ((getattr(ops, f"{op.__name__}_forward"), getattr(ops, f"{op.__name__}_backward")), of) for op, of in found
+    ]
+    pairs += [(fused.KERNELS[op], of) for op, of in found if op in fused.KERNELS]
+    return [Case(forward, backward, *of) for (forward, backward), of in pairs]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,9 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("gradcheck", __doc__ or "")
     parser.add_argument("--scheme", nargs="+", metavar="NAME", default=list(SCHEMES),
                         help=f"the models of part 3 (default: {' '.join(SCHEMES)})")  # fmt: skip
-    parser.add_argument("--seed", type=whole, metavar="N", default=0, help="of inputs and weights (default: 0)")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, and all checks")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    parser.add_argument("--verbose", action="store_true", help="print a line for every check")
+    shared(parser, "quiet", seed="of inputs and weights", json="passed, and all checks")
     args = parser.parse_args(argv)
     with bad_input(parser):
         if args.seed < 0:
@@ -224,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         results += check_model(config, args.seed)
 
     failed = [r.name for r in results if not r.passed]
-    _print_table(results, say(args.quiet))
+    _print_table(results, say(args.quiet), verbose=args.verbose)
     if failed:
         print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
     if args.json:
@@ -234,7 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _print_table(results: list[Result], echo: Callable[..., None]) -> None:
+def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: bool) -> None:
+    """Print a line for each op or scheme, with its worst error, and one for every check that fails, or for all."""
     titles = {
         1: f"(1) pairs: every gradient and the finite differences, error at most {PAIR_TOLERANCE:g}",
         2: f"(2) factors: every result with and without them, error at most {FACTOR_TOLERANCE:g}",
@@ -242,12 +251,33 @@ def _print_table(results: list[Result], echo: Callable[..., None]) -> None:
            f"measured/predicted within {CONSTANT_TOLERANCE:g} of 1",
     }  # fmt: skip
     for part, title in titles.items():
-        echo(f"{title}\n    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}")
+        echo(title)
+        families: dict[str, list[Result]] = {}
         for r in results:
             if r.part == part:
+                families.setdefault(r.name.split()[0], []).append(r)
+        heading = f"    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}"
+        if verbose and families:
+            echo(heading)
+        for family, checks in families.items():
+            shown = checks if verbose else [r for r in checks if not r.passed]
+            if not verbose:
+                verdict = f"{len(shown)} wrong:\n{heading}" if shown else "ok"
+                echo(f"    {family:28}{len(checks):3} checks, {_worst(part, checks)}  {verdict}")
+            for r in shown:
                 verdict = "ok" if r.passed else "FAIL"
                 echo(f"    {r.name:54}{r.error:10.1e}{r.predicted:13.7g}{r.measured:13.7g}  {verdict}")
     echo(f"{sum(r.passed for r in results)} of {len(results)} checks hold")
+
+
+def _worst(part: int, checks: list[Result]) -> str:
+    def largest(errors: Iterable[float]) -> float:
+        return max(error if isfinite(error) else inf for error in errors)
+
+    worst = f"the worst {largest(r.error for r in checks):.1e}"
+    if part < 3:
+        return worst
+    return f"{worst}, measured/predicted off by {largest(abs(r.measured / r.predicted - 1) for r in checks):.1e}"
 
 
 def _run(forward: Forward, backward: Backward, arrays: Sequence[Array], **settings: Any) -> dict[str, Array]:
@@ -273,7 +303,8 @@ def _norm(x: Array) -> float:
 
 
 def _label(forward: Forward, name: str, result: Array) -> str:
-    return f"{forward.__name__.removesuffix('_forward')} {name} {result.shape}"
+    fast = "fused." if forward.__module__ == fused.__name__ else ""
+    return f"{fast}{forward.__name__.removesuffix('_forward')} {name} {result.shape}"
 
 
 def _compare(part: int, name: str, found: Array, reference: Array, predicted: float, tolerance: float) -> Result:
