@@ -126,12 +126,12 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
     return record
 
 
-def read_record(path: Path, mend: str) -> dict[str, Any]:
-    """The record in a file that `write_json(path, sealed(…))` wrote. Raises ValueError with the file and the mend."""
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a file that `write_json(path, sealed(…))` wrote. Raises ValueError, without naming the file."""
     try:
         return unsealed(read_bytes(path))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); {mend}") from None
+        raise ValueError(one_line(error)) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

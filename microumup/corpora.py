@@ -135,7 +135,7 @@ def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array,
                 f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror}); set it to another"
             ) from error
     try:
-        if checkpoint.read_record(folder / "sums.json", "") != _sums(folder):
+        if checkpoint.read_record(folder / "sums.json") != _sums(folder):
             raise ValueError("a checksum is another")
         splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
         return splits[0], splits[1], load_bpe(folder / "tokenizer.json")

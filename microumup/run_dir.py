@@ -39,6 +39,7 @@ class Command(NamedTuple):
     save_minutes: float = 5.0  # between two checkpoints at most, which bounds what a run can lose
     log_scales: int = 0  # steps between two looks at the ranges; 0: none
 
+
 RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
 
 
@@ -222,9 +223,11 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
     path = run_dir / "config.json"
     if not path.exists():
         raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
-    options = without_retired(checkpoint.read_record(path, "restore it, or begin a new run"))
-    record, names = options.pop("run", {}), {f.name for f in fields(TrainConfig)}
+    names = {f.name for f in fields(TrainConfig)}
     try:
+        options = checkpoint.read_record(path)
+        record = options.pop("run", {})
+        options = without_retired(options)
         if wrong := sorted(options.keys() - names) or sorted(names - {*options, *(() if record else ADDED)}):
             raise ValueError(f"{'unknown' if wrong[0] in options else 'missing'}: {', '.join(wrong)}")
         config = TrainConfig(**options | {"text": tuple(options["text"])})
