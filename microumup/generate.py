@@ -1,6 +1,5 @@
 """Text from a trained model: `python -m microumup generate RUN_DIR --prompt "The people "`."""
 
-import json
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.data import Tokenizer
 from microumup.diverged import check_finite
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     text = tokenizer.decode(tokens)
     if args.json:
-        print(json.dumps({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))
+        print(to_json({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))
     else:
         print(args.prompt + text)
     return 0

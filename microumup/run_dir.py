@@ -67,6 +67,7 @@ class RunDir:
         self.state: Arrays | None = None
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
         self.stop, self._saved = Stop(), monotonic()
+        self.id = ""  # the checksum of config.json
         self._logged: dict[Path, list[dict[str, Any]]] = {self.metrics: []}
         self._log: FileIO | None = None
         self._lock = checkpoint.lock(path)
@@ -82,7 +83,9 @@ class RunDir:
         try:
             _check_empty(path)  # another may have been faster
             record = {"version": __version__, **command._asdict(), **_identity(corpus)}
-            checkpoint.write_json(path / "config.json", checkpoint.sealed(asdict(config) | {"run": record}))
+            content = checkpoint.sealed(asdict(config) | {"run": record})
+            checkpoint.write_json(path / "config.json", content)
+            run.id = content["crc32"]
         except BaseException:
             run.close()
             raise
@@ -102,6 +105,7 @@ class RunDir:
             if "assumed" in record:
                 checkpoint.note(record["assumed"])
             _check_corpus(path, corpus, record)
+            run.id = record["id"]
             run._read()
         except BaseException:
             run.close()
@@ -110,7 +114,7 @@ class RunDir:
 
     def _read(self) -> None:
         if self.checkpoint.exists():
-            self.state, info = load_checkpoint(self.path, self.config)
+            self.state, info = load_checkpoint(self.path, self.config, self.id)
             self.step, self.seconds = info["step"], info["seconds"]
         metrics = read_metrics(self.path)
         if len(metrics) < self.step:
@@ -164,7 +168,7 @@ class RunDir:
         assert self._log
         os.fsync(self._log.fileno())  # a checkpoint is never ahead of its metrics
         model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
-        info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__, "config": _id(self.config)}
+        info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__, "config": self.id}
         checkpoint.save(self.checkpoint, state(), info)
         self._saved, self.stop.busy = monotonic(), not last
         if self.stop.signal:
@@ -195,10 +199,6 @@ def _identity(corpus: Corpus) -> dict[str, Any]:
     return {"texts": [source._asdict() for source in corpus.sources], "tokenizer": corpus.tokenizer.sha256}
 
 
-def _id(config: TrainConfig) -> str:
-    return str(checkpoint.sealed(asdict(config))["crc32"])
-
-
 def _check_corpus(run_dir: Path, corpus: Corpus, record: dict[str, Any]) -> None:
     """Raise ValueError unless texts and tokenizer are those that the run began with."""
     for now, then in zip(corpus.sources, record.get("texts", []), strict=False):
@@ -226,6 +226,7 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
     names = {f.name for f in fields(TrainConfig)}
     try:
         options = checkpoint.read_record(path)
+        id = checkpoint.sealed(options)["crc32"]
         record = options.pop("run", {})
         options = without_retired(options)
         if wrong := sorted(options.keys() - names) or sorted(names - {*options, *(() if record else ADDED)}):
@@ -238,7 +239,7 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
     if not record:
         assumed = [f"{name} {getattr(config, name)}" for name in ADDED if name not in options]
         record = {"assumed": f"{path} is of an older version; assumed: {', '.join([*assumed, 'texts as they were'])}"}
-    return config, command, record
+    return config, command, record | {"id": id}
 
 
 def load_config(run_dir: Path) -> TrainConfig:
@@ -254,8 +255,8 @@ def unfinished(run_dir: Path) -> TrainConfig:
     return config
 
 
-def load_checkpoint(run_dir: Path, config: TrainConfig) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and info of a run's checkpoint. Raises ValueError unless they are those of this config."""
+def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and info of a run's checkpoint. Raises ValueError unless they are of this config, whose checksum is `id`."""
     path, kinds = run_dir / "checkpoint.safetensors", ("params", "m", "v")[: 3 if config.optimizer == "adamw" else 1]
     shapes = {f"{kind}/{name}": w.shape for kind in kinds for name, w in weights(config).items()}
     arrays, info = checkpoint.load(path, shapes)
@@ -263,15 +264,15 @@ def load_checkpoint(run_dir: Path, config: TrainConfig) -> tuple[Arrays, dict[st
     if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
         raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
     other = any(getattr(config, name, value) != value for name, value in without_retired(info.get("model", {})).items())
-    if other or info.get("config", _id(config)) != _id(config):
+    if other or info.get("config", id) != id:
         raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
     return arrays, info
 
 
 def load_model(run_dir: Path) -> tuple[TrainConfig, Arrays, int]:
     """Config and params of a run's checkpoint, and the number of its updates. Raises ValueError when there is none."""
-    config = load_config(run_dir)
-    arrays, info = load_checkpoint(run_dir, config)
+    config, _, record = read_config(run_dir)
+    arrays, info = load_checkpoint(run_dir, config, record["id"])
     return config, {name: arrays[f"params/{name}"] for name in weights(config)}, info["step"]
 
 
