@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{textwrap.fill(text, 79, break_on_hyphens=False)}\n" if hidden else "")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print it, and let an error be one where argparse does not: help that a full disk has not room for is not 0."""
+        """Print it. argparse is silent about help that could not be written; here that is an error."""
         with suppress(*[OSError] * (file is not sys.stdout)):
             print(message, end="", file=file)
 

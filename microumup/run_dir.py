@@ -256,7 +256,7 @@ def unfinished(run_dir: Path) -> TrainConfig:
 
 
 def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and info of a run's checkpoint. Raises ValueError unless they are of this config, whose checksum is `id`."""
+    """Arrays and info of a run's checkpoint. Raises ValueError unless they are of this config, with checksum `id`."""
     path, kinds = run_dir / "checkpoint.safetensors", ("params", "m", "v")[: 3 if config.optimizer == "adamw" else 1]
     shapes = {f"{kind}/{name}": w.shape for kind in kinds for name, w in weights(config).items()}
     arrays, info = checkpoint.load(path, shapes)
