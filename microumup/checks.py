@@ -1,10 +1,14 @@
 """Checks of the ops' arguments. Each raises a ValueError of one line: the op, what it was given, and the mend."""
 
-from typing import Any
+import operator
+from math import isfinite
+from typing import Any, TypeVar
 
 import numpy as np
 
 from microumup.backend import Array
+
+Factors = TypeVar("Factors", bound=Any)  # a NamedTuple of numbers
 
 
 def arrays(op: str, **given: Any) -> None:

@@ -60,6 +60,10 @@ class BpeTokenizer:
         return int(self._bpe.get_vocab_size())
 
     def encode(self, text: str) -> Array:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("--prompt: a byte in it is no UTF-8; a BPE knows text alone") from None
         return self.encode_pieces([text])
 
     def encode_pieces(self, pieces: Iterable[str]) -> Array:
