@@ -123,6 +123,8 @@ def plain(name: str, kind: Any, value: Any) -> Any:
                 raise TypeError
             return value
         if kind in (float, float | None):
+            if np.iscomplexobj(value):  # which numpy would make real with a warning
+                raise TypeError
             return value if value is None and kind is not float else float(operator.pos(value))
         return bool(value) if kind is bool else operator.index(value)
     except (TypeError, ValueError, OverflowError):
