@@ -100,17 +100,17 @@ def _plain(x: Any) -> Any:
     return None if isinstance(x, float) and not isfinite(x) else x
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with a checksum of itself, `crc32`, as `unsealed` expects it."""
-    return dict(record) | {"crc32": _crc32(record)}
+def sealed(record: Mapping[str, Any], owner: str = "") -> dict[str, Any]:
+    """The record with a checksum of itself and of its owner's name, `crc32`, as `unsealed` expects it."""
+    return dict(record) | {"crc32": _crc32(record, owner)}
 
 
-def _crc32(record: Mapping[str, Any]) -> str:
+def _crc32(record: Mapping[str, Any], owner: str) -> str:
     canonical = json.dumps(json.loads(to_json(record)), sort_keys=True)  # as it will be read
-    return f"{crc32(canonical.encode()):08x}"
+    return f"{crc32((owner + canonical).encode()):08x}"
 
 
-def unsealed(text: str | bytes) -> dict[str, Any]:
+def unsealed(text: str | bytes, owner: str = "") -> dict[str, Any]:
     """The record in a JSON text, without its checksum. One of an older version has none, and is taken as it is.
 
     Raises ValueError, without naming a file, when it is no record or was changed.
@@ -121,7 +121,7 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError("it is no record")
-    if record.pop("crc32", None) not in (None, _crc32(record)):
+    if record.pop("crc32", None) not in (None, _crc32(record, owner)):
         raise ValueError("its checksum is another, it was changed")
     return record
 
@@ -134,7 +134,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(one_line(error)) from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, owner: str = "") -> list[dict[str, Any]]:
     """The records in a file that has one a line, none if there is no such file. Half a line at its end is left out, and
     said. Raises ValueError, naming the line, for one that is damaged."""
     records: list[dict[str, Any]] = []
@@ -144,7 +144,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(unsealed(line))
+            records.append(unsealed(line, owner))
             if type(records[-1].get("step")) is not int:
                 raise ValueError("it is of no step")
         except ValueError as error:
@@ -154,28 +154,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def line(record: Mapping[str, Any]) -> bytes:
+def line(record: Mapping[str, Any], owner: str = "") -> bytes:
     """The record, sealed, as a line of a file."""
-    return (to_json(sealed(record)) + "\n").encode()
+    return (to_json(sealed(record, owner)) + "\n").encode()
 
 
-def write_line(file: FileIO, record: Mapping[str, Any]) -> None:
+def write_line(file: FileIO, record: Mapping[str, Any], owner: str = "") -> None:
     """Write the record as a line. Raises OSError where there is no room for all of it."""
-    content = line(record)
+    content = line(record, owner)
     if file.write(content) != len(content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]], owner: str = "") -> None:
     """Write a file of these records."""
-    content = b"".join(map(line, records))
+    content = b"".join(line(record, owner) for record in records)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
+def append(path: Path, record: Mapping[str, Any], owner: str = "") -> None:
     """Add the record as a line to a file."""
     with path.open("ab", buffering=0) as file:
-        write_line(file, record)
+        write_line(file, record, owner)
 
 
 def note(text: str) -> None:

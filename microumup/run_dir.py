@@ -123,7 +123,9 @@ class RunDir:
         self.losses = [line["loss"] for line in metrics[: self.step]]
         self._logged = {self.metrics: metrics[: self.step]}
         if self.scales.exists():
-            self._logged[self.scales] = [r for r in checkpoint.read_lines(self.scales) if r["step"] < self.step]
+            self._logged[self.scales] = [
+                r for r in checkpoint.read_lines(self.scales, self.id) if r["step"] < self.step
+            ]
 
     def __enter__(self) -> "RunDir":
         """Begin to write: away with what was logged behind the checkpoint, and with what a kill has left.
@@ -133,7 +135,7 @@ class RunDir:
         for left in self.path.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         for path, records in self._logged.items():
-            checkpoint.write_lines(path, records)
+            checkpoint.write_lines(path, records, self.id)
         self._logged = {}
         self._log = self.metrics.open("ab", buffering=0)
         self.corpus.tokenizer.save(self.path)
@@ -153,7 +155,7 @@ class RunDir:
     def log(self, record: dict[str, Any]) -> None:
         """Append a line of metrics."""
         assert self._log
-        checkpoint.write_line(self._log, record)
+        checkpoint.write_line(self._log, record, self.id)
         self.stop.busy = True  # what asks to stop waits for save_if_due
 
     def save_if_due(self, state: Callable[[], Arrays], step: int, seconds: float) -> None:
@@ -176,7 +178,7 @@ class RunDir:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: nothing is left to resume."""
-        checkpoint.write_json(self.path / "result.json", checkpoint.sealed(result))
+        checkpoint.write_json(self.path / "result.json", checkpoint.sealed(result, self.id))
 
 
 def _make(out: Path | None, config: TrainConfig) -> Path:
@@ -279,11 +281,16 @@ def load_model(run_dir: Path) -> tuple[TrainConfig, Arrays, int]:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The metrics of a run, a record a step. Raises ValueError for a step that is damaged, missing or there twice."""
     path = run_dir / "metrics.jsonl"
-    records = checkpoint.read_lines(path)
+    records = checkpoint.read_lines(path, identity(run_dir))
     for step, record in enumerate(records):
         if record["step"] != step or type(record.get("loss")) is not float:
             raise ValueError(f"{path}: line {step + 1} is not of step {step}; restore it, or cut it and all behind it")
     return records
+
+
+def identity(run_dir: Path) -> str:
+    """The checksum of the config in a run directory, which goes into that of each of its lines; "" without a config."""
+    return str(read_config(run_dir)[2]["id"]) if (run_dir / "config.json").exists() else ""
 
 
 def load_tokenizer(run_dir: Path) -> Tokenizer:

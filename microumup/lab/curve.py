@@ -31,10 +31,10 @@ class Curve(NamedTuple):
 
 def read_run(run_dir: Path) -> tuple[Config, Array]:
     """The config of a run and its losses, a number a step. Raises ValueError when there is none."""
-    config, records = asdict(load_config(run_dir)), read_metrics(run_dir)
+    config, records = load_config(run_dir), read_metrics(run_dir)
     if not records:
         raise ValueError(f"{run_dir}: no step is logged yet")
-    return config, np.array([record["loss"] for record in records])
+    return asdict(config), np.array([record["loss"] for record in records])
 
 
 def smoothed(losses: Array) -> Array:
