@@ -162,8 +162,11 @@ def line(record: Mapping[str, Any], owner: str = "") -> bytes:
 def write_line(file: FileIO, record: Mapping[str, Any], owner: str = "") -> None:
     """Write the record as a line. Raises OSError where there is no room for all of it."""
     content = line(record, owner)
-    if file.write(content) != len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
+    try:
+        if file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from None
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], owner: str = "") -> None:
