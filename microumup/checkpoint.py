@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import FileIO
 from itertools import count
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -236,6 +236,8 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tup
     if not path.is_file():
         raise ValueError(f"{path}: there is no checkpoint here")
     damaged = f"{path}: not a checkpoint of microumup"
+    if shapes is not None and path.stat().st_size > 4 * sum(map(prod, shapes.values())) + LARGEST_RECORD:
+        raise ValueError(f"{damaged} of this config (it is too large); delete it to begin at step 0")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -100,27 +100,26 @@ def generated(chaos: Chaos, run: Path, like: str) -> tuple[Outcome, Callable[[],
 
 
 def scaled(chaos: Chaos, run: Path, like: str) -> tuple[Outcome, Callable[[], bool]]:
-    """A line of scales.jsonl may be missing: nobody can know. Those that are there are the undamaged ones."""
+    """A line of scales.jsonl may be missing: nobody can know. Those that are there are the undamaged ones; without any
+    the checkpoint, of step 10, is measured."""
     outcome, pristine = call(scales.main, [str(run), "--quiet", "--json"]), chaos.pristine / f"{like}-half"
 
     def same() -> bool:
         lines = (pristine / "scales.jsonl").read_text().splitlines()
         known = {str(r["step"]): r["tensors"] for r in map(json.loads, lines)}
         found = json.loads(outcome.out)["steps"]
-        if not (run / "scales.jsonl").exists() or not (run / "scales.jsonl").stat().st_size:
-            return list(found) == ["10"]  # measured at the checkpoint
-        return all(known[step] == tensors for step, tensors in found.items()) or list(found) == ["10"]
+        return list(found) == ["10"] or all(known[step] == tensors for step, tensors in found.items())
 
     return outcome, same
 
 
 def curved(chaos: Chaos, run: Path, like: str) -> tuple[Outcome, Callable[[], bool]]:
     """Lines may be missing at the end, as of a run that is on; what is there is undamaged."""
-    outcome, pristine = call(curve.main, [str(run), "--json"]), chaos.pristine / f"{like}-half"
+    outcome, whole = call(curve.main, [str(run), "--json"]), chaos.pristine / like
 
     def same() -> bool:
-        found, known = read_metrics(run), read_metrics(pristine)
-        return found == known[: len(found)] and load_config(run) == load_config(pristine)
+        found, known = ([(r["step"], r["loss"]) for r in read_metrics(folder)] for folder in (run, whole))
+        return found == known[: len(found)] and load_config(run) == load_config(whole)
 
     return outcome, same
 
