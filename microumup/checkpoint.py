@@ -144,7 +144,7 @@ def read_lines(path: Path, owner: str = "") -> list[dict[str, Any]]:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(unsealed(line, owner))
+            records.append(unsealed(line, owner + path.name))
             if type(records[-1].get("step")) is not int:
                 raise ValueError("it is of no step")
         except ValueError as error:
@@ -161,7 +161,7 @@ def line(record: Mapping[str, Any], owner: str = "") -> bytes:
 
 def write_line(file: FileIO, record: Mapping[str, Any], owner: str = "") -> None:
     """Write the record as a line. Raises OSError where there is no room for all of it."""
-    content = line(record, owner)
+    content = line(record, owner + Path(str(file.name)).name)  # a line of another file is not one of this
     try:
         if file.write(content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -171,7 +171,7 @@ def write_line(file: FileIO, record: Mapping[str, Any], owner: str = "") -> None
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], owner: str = "") -> None:
     """Write a file of these records."""
-    content = b"".join(line(record, owner) for record in records)
+    content = b"".join(line(record, owner + path.name) for record in records)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
