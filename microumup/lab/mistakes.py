@@ -6,7 +6,6 @@ in a pair, another reading of weight decay, another op in the model. `planted` p
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from math import sqrt
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -14,6 +13,7 @@ from microumup import fused, model, ops, trainer
 from microumup.backend import Array
 from microumup.engine import Backward, Kernels, Tensor, using
 from microumup.lab import gradcheck, scales
+from microumup.lab.figures.residual import taus_as_printed
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import DECAYS
@@ -82,12 +82,7 @@ def fans_swapped(*rules: str) -> list[Swap]:
 
 def eq_22_as_printed(L: int, base_L: int, alpha_res: float, ratio: float) -> list[tuple[float, float]]:
     """(a, b) of every branch, from a τ without squares and with L^-1/2 outside."""
-    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
-    alpha_a = ratio * alpha_f
-    taus: list[float] = []
-    for k in range(L // 2):
-        taus += [alpha_a / (1 + k * alpha_a + k * alpha_f), alpha_f / (1 + (k + 1) * alpha_a + k * alpha_f)]
-    return residual_multipliers([tau / sqrt(L) for tau in taus])
+    return residual_multipliers(taus_as_printed(L, alpha_res, ratio))
 
 
 class Tied(Tensor):
