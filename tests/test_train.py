@@ -118,11 +118,6 @@ def test_ranges_are_of_the_whole_batch_whatever_the_threads(corpus: Corpus) -> N
         assert seen[1][name] == (*r[:2], pytest.approx(r.rms, rel=1e-6), pytest.approx(r.absmax, rel=1e-6), *r[4:])
 
 
-def test_more_threads_than_sequences_are_refused() -> None:
-    with pytest.raises(ValueError, match="--threads: 5 is more than --batch-size 4"):
-        replace(SMALL, threads=5)
-
-
 @pytest.mark.parametrize(
     ("cores", "width", "batch_size", "seq_len", "threads"),
     [
@@ -169,12 +164,6 @@ def test_sgd_divides_by_the_scale_of_the_loss(corpus: Corpus) -> None:
     assert all(np.array_equal(w, scaled.params[name]) for name, w in plain.params.items())  # 64 is a power of two
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])
-def test_a_loss_scale_that_is_none_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match=r"--loss-scale: .* is not a positive finite number"):
-        replace(SMALL, loss_scale=scale)
-
-
 def test_watching_a_step_does_not_change_it(corpus: Corpus) -> None:
     plain, watched, seen = Trainer(SMALL, corpus), Trainer(SMALL, corpus), []
     for step in range(3):
@@ -189,40 +178,6 @@ def test_divergence_names_the_step_and_what_to_try(corpus: Corpus) -> None:
     message = r"the loss is (nan|inf) at step \d+; try a lower --lr"
     with pytest.raises(Diverged, match=message):
         train(replace(SMALL, scheme="sp", lr=1e39), corpus)
-
-
-def test_presets_are_configs() -> None:
-    assert TrainConfig(**PRESETS["tiny"]) == TrainConfig()
-    paper = TrainConfig(**PRESETS["paper"])
-    assert (paper.width, paper.layers, paper.head_dim, paper.seq_len, paper.batch_size) == (256, 4, 64, 256, 64)
-    assert (paper.steps, round(paper.warmup * paper.steps)) == (8192, 2000)
-    assert (paper.vocab_size, paper.weight_decay) == (32000, 2**-13)
-    assert TrainConfig(**PRESETS["laptop"]).width == 128
-
-
-def test_the_default_learning_rate_is_the_schemes() -> None:
-    assert TrainConfig().lr == 1.5
-    assert TrainConfig(scheme="mup").lr == 2**-7.5
-
-
-BAD = {
-    "--steps: -1 is too small": {"steps": -1},
-    "--batch-size: 0 is too small": {"batch_size": 0},
-    "--seed: -1 is too small": {"seed": -1},
-    "--warmup: 1.5 is no share": {"warmup": 1.5},
-    "--weight-decay: -0.1 is no share": {"weight_decay": -0.1},
-    "--lr: 0.0 is not a positive": {"lr": 0.0},
-    "--lr: nan is not a positive": {"lr": float("nan")},
-    "--optimizer: 'lion' is unknown": {"optimizer": "lion"},
-    "--decay: 'none' is unknown": {"decay": "none"},
-    "--lr: name one for --optimizer sgd": {"optimizer": "sgd"},
-}
-
-
-@pytest.mark.parametrize(("message", "options"), list(BAD.items()))
-def test_a_training_that_cannot_be_is_refused_by_name(message: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**options)
 
 
 # ---- the command ----
