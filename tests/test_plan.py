@@ -155,9 +155,7 @@ def test_a_weighted_plan_is_differentiated_as_weight_times_the_loss() -> None:
 
 @pytest.mark.parametrize("scheme", ["sp", "mup", "mup-table2", "mup-table3"])
 def test_plain_schemes_have_true_gradients(scheme: str) -> None:
-    assert gradient_constants(plan(odd(scheme), 36)) == pytest.approx(
-        dict.fromkeys(weights(odd(scheme)), 1.0), rel=1e-15
-    )
+    assert set(gradient_constants(plan(odd(scheme), 36)).values()) == {1.0}
 
 
 @pytest.mark.parametrize("scheme", ["umup", "umup-iclr"])
