@@ -91,17 +91,6 @@ class ByteTokenizer:
         """Bytes need no file: that there is none says bytes."""
 
 
-def load_tokenizer(run_dir: Path) -> Tokenizer:
-    """The tokenizer saved in a run directory: the BPE in its `tokenizer.json`, or bytes if there is none.
-
-    Raises ValueError when that file is no tokenizer, or the extra `data` is missing.
-    """
-    path = run_dir / "tokenizer.json"
-    if not path.exists():
-        return ByteTokenizer()
-    return corpora.load_bpe(path)
-
-
 # ---- Corpora ----
 
 

@@ -34,9 +34,7 @@ class Tensor:
     and `saved`. One whose inputs hold no Tensor is a constant: it has no tape behind it and gets no gradient.
     """
 
-    __slots__ = (
-        "_backward", "_owns_grad", "constant", "data", "grad", "inputs", "name", "op", "order", "saved", "settings",
-    )  # fmt: skip
+    __slots__ = ("_backward", "constant", "data", "grad", "inputs", "name", "op", "order", "saved", "settings")
 
     def __init__(self, data: Array, name: str = "", *, constant: bool = False) -> None:
         self.data = data
@@ -49,20 +47,10 @@ class Tensor:
         self.saved: Any = None
         self.order = next(_clock)  # an op is younger than its inputs: sorting by age is a topological order
         self._backward: Backward | None = None
-        self._owns_grad = False
 
     def accumulate(self, grad: Array) -> None:
-        """Add `grad`. The first one is stored as it is; it may be shared, so only our own sum is added to in place."""
-        if self.grad is None:
-            self.grad = grad
-        elif self._owns_grad:
-            self.grad += grad
-        else:
-            self.grad = self.grad + grad
-            self._owns_grad = True
-
-    def clear_grad(self) -> None:
-        self.grad, self._owns_grad = None, False
+        """Add `grad`. Never in place: the one that came first may be shared."""
+        self.grad = grad if self.grad is None else self.grad + grad
 
     def __repr__(self) -> str:
         label = self.name or self.op or ("constant" if self.constant else "leaf")
@@ -133,8 +121,7 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
                 raise ValueError(f"{node.op}: the gradient of input {position} is {found}, the input is {expected}")
             x.accumulate(grad)
         if not keep:
-            node.clear_grad()
-            node.saved = None
+            node.grad = node.saved = None
 
 
 def tape(y: Tensor) -> list[Tensor]:

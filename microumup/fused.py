@@ -32,8 +32,7 @@ QUERIES = 32  # of attention at a time, twice as many of large heads; a block lo
 LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
 
-# ---------------------------------------------------------------------------------------------------------------------
-# linear: y = x wᵀ
+# ---- linear: y = x wᵀ ----
 
 
 def linear_forward(
@@ -57,8 +56,7 @@ def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return dx.reshape(*dy.shape[:-1], -1), dw
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rms_norm: x over its root mean square
+# ---- rms_norm: x over its root mean square ----
 
 
 def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
@@ -73,15 +71,14 @@ def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
     y, inverse_rms = saved
     # y = x · r, r = (mean(x²) + eps)^-1/2; dr/dx = -r² y / D
     along_y = np.vecdot(dy, y)[..., None] * (inverse_rms / y.shape[-1])  # (..., 1)
-    dx = np.empty_like(y)
+    dx = np.empty(y.shape, y.dtype)
     for dx_i, dy_i, y_i, r, along in pieces(dx, dy, y, inverse_rms, along_y):
         np.multiply(dy_i, r, out=dx_i)
         dx_i -= y_i * along
     return (dx,)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# attention: softmax(score_scale · q kᵀ + causal mask) v, for every head
+# ---- attention: softmax(score_scale · q kᵀ + causal mask) v, for every head ----
 
 
 def attention_forward(
@@ -95,7 +92,7 @@ def attention_forward(
     check_attention(q, k, v, head_dim)
     T, S = q.shape[1], k.shape[1]
     q = q * score_scale
-    y = np.empty_like(q)
+    y = np.empty(q.shape, q.dtype)
     qh, vh, yh = (split_heads(x, head_dim) for x in (q, v, y))  # (B, H, T, K), vh (B, H, S, K)
     kt = _transposed(k, head_dim)  # (B, H, K, S)
     safe = _largest_norm(q, head_dim) * _largest_norm(k, head_dim) <= SAFE_EXPONENT  # |q k| <= |q| |k|
@@ -120,7 +117,7 @@ def attention_forward(
 def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
     q, k, v, y, blocks, head_dim, score_scale, scale = saved
     dy = times(dy, scale.dx / scale.y)
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    dq, dk, dv = (np.empty(x.shape, x.dtype) for x in (q, k, v))
     qh, kh, dqh, dyh = (split_heads(x, head_dim) for x in (q, k, dq, dy))
     vt = _transposed(v, head_dim)  # (B, H, K, S)
     along_y = np.einsum("btk,btk->bt", *(x.reshape(len(x), -1, head_dim) for x in (dy, y)))  # (B, T H)
@@ -166,14 +163,13 @@ def _first_or_more(out: Array, a: Array, b: Array, *, first: bool) -> None:
         out += part
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# gated_silu: x_in · SiLU(x_gate)
+# ---- gated_silu: x_in · SiLU(x_gate) ----
 
 
 def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> tuple[Array, Any]:
     """ops.gated_silu, block by block; the sigmoid that is kept holds scale.y."""
     check_same("gated_silu", x_in=x_in, x_gate=x_gate)
-    y, sigmoid = np.empty_like(x_in), np.empty_like(x_in)
+    y, sigmoid = (np.empty(x_in.shape, x_in.dtype) for _ in range(2))
     for y_i, s, u, g in pieces(y, sigmoid, x_in, x_gate):
         np.multiply(g, 0.5 * alpha, out=s)
         np.tanh(s, out=s)
@@ -186,7 +182,7 @@ def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale:
 
 def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     x_in, x_gate, sigmoid, alpha, scale = saved
-    dx_in, dx_gate = np.empty_like(x_in), np.empty_like(x_in)
+    dx_in, dx_gate = (np.empty(x_in.shape, x_in.dtype) for _ in range(2))
     for silu, slope, d, s, u, g in pieces(dx_in, dx_gate, dy, sigmoid, x_in, x_gate):
         # silu = x_gate · s, s = scale.y · sigmoid(alpha · x_gate): its slope is s + alpha · silu · (1 - s / scale.y)
         np.multiply(g, s, out=silu)
@@ -202,8 +198,7 @@ def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return dx_in, dx_gate
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# residual: R' = a f(R) + b R
+# ---- residual: R' = a f(R) + b R ----
 
 
 def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
@@ -215,7 +210,7 @@ def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
 def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
     """ops.residual_add, block by block."""
     check_same("residual_add", branch=branch, skip=skip)
-    y = np.empty_like(branch)
+    y = np.empty(branch.shape, branch.dtype)
     for y_i, f, x in pieces(y, branch, skip):
         np.multiply(f, scale.a, out=y_i)
         y_i += times(x, scale.b)
@@ -227,8 +222,7 @@ def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return times(dy, saved.dbranch), times(dy, saved.b)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# linear_cross_entropy: the readout and its loss
+# ---- linear_cross_entropy: the readout and its loss ----
 
 
 def linear_cross_entropy_forward(
@@ -265,7 +259,7 @@ def _loss_and_gradients(
     """The loss, dx and dw, for a cotangent of 1."""
     rows, w = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w)
     (N, D), V = rows.shape, len(w)
-    dx, dw = np.empty_like(rows), np.empty_like(w)
+    dx, dw = (np.empty(x.shape, x.dtype) for x in (rows, w))
     losses = np.empty(N)
     factor = scale.y * alpha
     safe = factor * _largest_norm(rows, D) * _largest_norm(w, D) <= SAFE_EXPONENT  # |x w| <= |x| |w|

@@ -9,9 +9,10 @@ import numpy as np
 from microumup import checkpoint, cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
 from microumup.config import ModelConfig, check_least
-from microumup.data import Tokenizer, load_tokenizer
+from microumup.data import Tokenizer
 from microumup.model import Cache, trunk
 from microumup.plan import Plan, plan
+from microumup.run_dir import load_tokenizer
 
 
 def generate(

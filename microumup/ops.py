@@ -48,8 +48,7 @@ class ResidualScale(NamedTuple):
     dbase: float = 1.0  # what the branch's gradient is multiplied by where it leaves, at the split
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# linear: y = x wᵀ
+# ---- linear: y = x wᵀ ----
 
 
 def linear_forward(
@@ -87,8 +86,7 @@ def cast(x: Array, fmt: Format | None) -> Array:
     return x if fmt is None else quantize(x, fmt)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# embedding: a row of the table per token
+# ---- embedding: a row of the table per token ----
 
 
 def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> tuple[Array, Any]:
@@ -113,8 +111,7 @@ def embedding_backward(dy: Array, saved: Any) -> tuple[None, Array]:
 embedding = primitive(embedding_forward, embedding_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rms_norm: x over its root mean square, without a gain (Table 4: all factors 1)
+# ---- rms_norm: x over its root mean square, without a gain (Table 4: all factors 1) ----
 
 
 def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
@@ -137,8 +134,7 @@ def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
 rms_norm = primitive(rms_norm_forward, rms_norm_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rope: rotary position embedding (Table 4: all factors 1)
+# ---- rope: rotary position embedding (Table 4: all factors 1) ----
 
 
 def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int = 0) -> tuple[Array, Any]:
@@ -175,8 +171,7 @@ def _rotate(x: Array, turn: Array) -> Array:
     return (pairs * turn).view(x.dtype)  # (B, T, D)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# attention: softmax(score_scale · q kᵀ + causal mask) v, for every head
+# ---- attention: softmax(score_scale · q kᵀ + causal mask) v, for every head ----
 
 
 def attention_forward(
@@ -237,8 +232,7 @@ def causal_mask(xp: Any, queries: int, keys: int, dtype: Any) -> Array:
     return xp.triu(xp.full((queries, keys), -xp.inf, dtype=dtype), k=1 + keys - queries)  # (T, S)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# gated_silu: x_in · SiLU(x_gate), the middle of the SwiGLU FFN
+# ---- gated_silu: x_in · SiLU(x_gate), the middle of the SwiGLU FFN ----
 
 
 def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> tuple[Array, Any]:
@@ -267,8 +261,7 @@ def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
 gated_silu = primitive(gated_silu_forward, gated_silu_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# residual: R' = a f(R) + b R, as a split at the base of the branch and an add at its end
+# ---- residual: R' = a f(R) + b R, as a split at the base of the branch and an add at its end ----
 
 
 def residual_split_forward(x: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
@@ -301,8 +294,7 @@ def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
 residual_add = primitive(residual_add_forward, residual_add_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# cross_entropy: the loss
+# ---- cross_entropy: the loss ----
 
 
 def cross_entropy_forward(
@@ -337,8 +329,7 @@ def cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, None]:
 cross_entropy = primitive(cross_entropy_forward, cross_entropy_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# linear_cross_entropy: the readout and its loss as one op, so that kernels need never hold all (N, V) logits
+# ---- linear_cross_entropy: the readout and its loss as one op, so that kernels need never hold all (N, V) logits ----
 
 
 def linear_cross_entropy_forward(

@@ -41,7 +41,7 @@ from microumup.multipliers import Plain, UnitScaled, residual_multipliers, resid
 
 
 class Shape(NamedTuple):
-    """All that a rule may depend on. Depths count residual branches; the σ and α's are hyperparameters."""
+    """Everything that a rule may depend on. Depths count residual branches; the σ and α's are hyperparameters."""
 
     fan_in: int
     fan_out: int
@@ -58,7 +58,7 @@ Rule = Callable[[Shape], float]
 
 
 class Cell(NamedTuple):
-    """What a scheme says of one type of weight."""
+    """A scheme's rules for one type of weight."""
 
     init_std: Rule  # √B
     A: Rule
@@ -81,7 +81,7 @@ class Scheme(NamedTuple):
     hidden: Cell
     residual: Residual
     score_scale: Callable[[int], float]  # of the head dim; α_attn-softmax multiplies it
-    ops: type[Plain]  # the factors of the ops: true gradients, or Table 4
+    factors: type[Plain]  # of every op: true gradients, or Table 4
     typical_lr: float  # a good η for AdamW at small scale; what `--lr` is when nobody says
     hyperparameters: tuple[str, ...]  # those that mean something in this scheme, beside η and η̂_emb
 
@@ -98,90 +98,60 @@ UMUP_HYPERPARAMETERS = (
     "alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", "alpha_attn_softmax", "alpha_loss_softmax",
     "embedding_lr_rule",
 )  # fmt: skip
-DEPTH_MUP = Residual(
-    multipliers=lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L, C=lambda s: sqrt(s.base_depth / s.depth)
+
+SP = Scheme(
+    input=Cell(init_std=one, A=one, C=one),
+    output=Cell(init_std=lambda s: s.fan_in**-0.5, A=one, C=one),
+    hidden=Cell(init_std=lambda s: s.fan_in**-0.5, A=one, C=one),
+    residual=Residual(lambda L, base_L, res, ratio: [(1.0, 1.0)] * L, C=one),
+    score_scale=lambda K: K**-0.5, factors=Plain, typical_lr=2**-7, hyperparameters=(),
+)  # fmt: skip
+MUP = Scheme(
+    input=Cell(init_std=lambda s: s.sigma_init, A=lambda s: s.alpha_emb, C=one),
+    output=Cell(init_std=lambda s: s.sigma_init * s.base_fan_in**-0.5, A=lambda s: s.base_fan_in / s.fan_in, C=one),
+    hidden=Cell(init_std=lambda s: s.sigma_init * s.fan_in**-0.5, A=one, C=lambda s: s.base_fan_in / s.fan_in),
+    residual=Residual(
+        lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L, C=lambda s: sqrt(s.base_depth / s.depth)
+    ),
+    score_scale=lambda K: 1 / K, factors=Plain, typical_lr=2**-7.5, hyperparameters=MUP_HYPERPARAMETERS,
+)  # fmt: skip
+MUP_TABLE2 = MUP._replace(
+    input=Cell(init_std=one, A=lambda s: s.sigma_init * s.alpha_emb, C=lambda s: 1 / s.sigma_init),
+    output=Cell(
+        init_std=one, A=lambda s: s.sigma_init * s.base_fan_in**0.5 / s.fan_in,
+        C=lambda s: s.base_fan_in**0.5 / s.sigma_init,
+    ),
+    hidden=Cell(
+        init_std=one, A=lambda s: s.sigma_init * s.fan_in**-0.5,
+        C=lambda s: s.base_fan_in * s.fan_in**-0.5 / s.sigma_init,
+    ),
+)  # fmt: skip
+MUP_TABLE3 = MUP._replace(
+    input=Cell(init_std=one, A=lambda s: s.alpha_emb, C=one),
+    output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one),
+    hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
+    residual=Residual(lambda L, base_L, res, ratio: [(L**-0.5, 1.0)] * L, C=lambda s: s.depth**-0.5),
+    typical_lr=1.5, hyperparameters=("alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax"),
+)  # fmt: skip
+UMUP = Scheme(
+    input=Cell(init_std=one, A=one, C=lambda s: s.fan_out**-0.5),
+    output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one, A_backward=lambda s: s.fan_in**-0.5),
+    hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
+    residual=Residual(
+        lambda L, base_L, res, ratio: residual_multipliers(residual_taus(L, res, ratio)), C=lambda s: s.depth**-0.5
+    ),
+    score_scale=lambda K: 1 / K, factors=UnitScaled, typical_lr=1.5, hyperparameters=UMUP_HYPERPARAMETERS,
+)  # fmt: skip
+UMUP_ICLR = UMUP._replace(
+    output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one, A_backward=lambda s: s.fan_out**-0.5),
+    residual=Residual(
+        lambda L, base_L, res, ratio: residual_multipliers(residual_taus(L, sqrt(2) * res, ratio)),
+        C=lambda s: (s.depth / 2) ** -0.5,
+    ),
 )
 
 SCHEMES: dict[str, Scheme] = {
-    "sp": Scheme(
-        input=Cell(init_std=one, A=one, C=one),
-        output=Cell(init_std=lambda s: s.fan_in**-0.5, A=one, C=one),
-        hidden=Cell(init_std=lambda s: s.fan_in**-0.5, A=one, C=one),
-        residual=Residual(multipliers=lambda L, base_L, res, ratio: [(1.0, 1.0)] * L, C=one),
-        score_scale=lambda K: K**-0.5,
-        ops=Plain,
-        typical_lr=2**-7,
-        hyperparameters=(),
-    ),
-    "mup": Scheme(
-        input=Cell(init_std=lambda s: s.sigma_init, A=lambda s: s.alpha_emb, C=one),
-        output=Cell(
-            init_std=lambda s: s.sigma_init * s.base_fan_in**-0.5, A=lambda s: s.base_fan_in / s.fan_in, C=one
-        ),
-        hidden=Cell(init_std=lambda s: s.sigma_init * s.fan_in**-0.5, A=one, C=lambda s: s.base_fan_in / s.fan_in),
-        residual=DEPTH_MUP,
-        score_scale=lambda K: 1 / K,
-        ops=Plain,
-        typical_lr=2**-7.5,
-        hyperparameters=MUP_HYPERPARAMETERS,
-    ),
-    "mup-table2": Scheme(
-        input=Cell(init_std=one, A=lambda s: s.sigma_init * s.alpha_emb, C=lambda s: 1 / s.sigma_init),
-        output=Cell(
-            init_std=one,
-            A=lambda s: s.sigma_init * s.base_fan_in**0.5 / s.fan_in,
-            C=lambda s: s.base_fan_in**0.5 / s.sigma_init,
-        ),
-        hidden=Cell(
-            init_std=one,
-            A=lambda s: s.sigma_init * s.fan_in**-0.5,
-            C=lambda s: s.base_fan_in * s.fan_in**-0.5 / s.sigma_init,
-        ),
-        residual=DEPTH_MUP,
-        score_scale=lambda K: 1 / K,
-        ops=Plain,
-        typical_lr=2**-7.5,
-        hyperparameters=MUP_HYPERPARAMETERS,
-    ),
-    "mup-table3": Scheme(
-        input=Cell(init_std=one, A=lambda s: s.alpha_emb, C=one),
-        output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one),
-        hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
-        residual=Residual(
-            multipliers=lambda L, base_L, res, ratio: [(L**-0.5, 1.0)] * L,
-            C=lambda s: s.depth**-0.5,
-        ),
-        score_scale=lambda K: 1 / K,
-        ops=Plain,
-        typical_lr=1.5,
-        hyperparameters=("alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax"),
-    ),
-    "umup": Scheme(
-        input=Cell(init_std=one, A=one, C=lambda s: s.fan_out**-0.5),
-        output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one, A_backward=lambda s: s.fan_in**-0.5),
-        hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
-        residual=Residual(
-            multipliers=lambda L, base_L, res, ratio: residual_multipliers(residual_taus(L, res, ratio)),
-            C=lambda s: s.depth**-0.5,
-        ),
-        score_scale=lambda K: 1 / K,
-        ops=UnitScaled,
-        typical_lr=1.5,
-        hyperparameters=UMUP_HYPERPARAMETERS,
-    ),
-    "umup-iclr": Scheme(
-        input=Cell(init_std=one, A=one, C=lambda s: s.fan_out**-0.5),
-        output=Cell(init_std=one, A=lambda s: 1 / s.fan_in, C=one, A_backward=lambda s: s.fan_out**-0.5),
-        hidden=Cell(init_std=one, A=lambda s: s.fan_in**-0.5, C=lambda s: s.fan_in**-0.5),
-        residual=Residual(
-            multipliers=lambda L, base_L, res, ratio: residual_multipliers(residual_taus(L, sqrt(2) * res, ratio)),
-            C=lambda s: (s.depth / 2) ** -0.5,
-        ),
-        score_scale=lambda K: 1 / K,
-        ops=UnitScaled,
-        typical_lr=1.5,
-        hyperparameters=UMUP_HYPERPARAMETERS,
-    ),
+    "sp": SP, "mup": MUP, "mup-table2": MUP_TABLE2, "mup-table3": MUP_TABLE3, "umup": UMUP, "umup-iclr": UMUP_ICLR,
 }  # fmt: skip
 
 

@@ -9,11 +9,10 @@ its ops, `explain` prints them, `gradient_constants` multiplies along them.
 Legend: D width, F FFN dim, V vocabulary, K head dim, b tokens in a batch, L residual branches, two a layer.
 """
 
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from microumup.config import ModelConfig
-from microumup.fp8 import Format, LinearFormats, parse_recipe
+from microumup.fp8 import LinearFormats, parse_recipe
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import Shape, Weight, weight
 
@@ -47,24 +46,24 @@ class Plan(NamedTuple):
 def plan(config: ModelConfig, batch_tokens: int) -> Plan:
     """The Plan of `config`, for batches of `batch_tokens` tokens, on which nothing of a forward pass depends."""
     c, scheme, b = config, config.rules, batch_tokens
-    table, recipe, rules = weights(c), parse_recipe(c.fp8), scheme.ops
+    table, recipe, factors = weights(c), parse_recipe(c.fp8), scheme.factors
     depths = c.branches, 2 * c.base_layers
     multipliers = scheme.residual.multipliers(*depths, c.alpha_res, c.alpha_res_attn_ratio)
     return Plan(
         config=c,
         batch_tokens=b,
         weights=table,
-        embedding=rules.embedding(table["embedding"].A, c.vocab_size, b),
+        embedding=factors.embedding(table["embedding"].A, c.vocab_size, b),
         linears={
-            name: Linear(rules.linear(w.A, w.A_backward, b), recipe[name.rpartition(".")[2]])
+            name: Linear(factors.linear(w.A, w.A_backward, b), recipe[name.rpartition(".")[2]])
             for name, w in table.items()
             if name != "embedding"
         },
         score_scale=c.alpha_attn_softmax * scheme.score_scale(c.head_dim),
-        attention=rules.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len),
-        gated_silu=rules.gated_silu(c.alpha_ffn_act),
-        branches=tuple(rules.residual(a, b) for a, b in multipliers),
-        loss=rules.cross_entropy(c.alpha_loss_softmax, c.vocab_size, b),
+        attention=factors.attention(c.alpha_attn_softmax, c.head_dim, c.seq_len),
+        gated_silu=factors.gated_silu(c.alpha_ffn_act),
+        branches=tuple(factors.residual(a, b) for a, b in multipliers),
+        loss=factors.cross_entropy(c.alpha_loss_softmax, c.vocab_size, b),
     )
 
 
@@ -82,20 +81,6 @@ def weights(config: ModelConfig) -> dict[str, Weight]:
     layer |= {"down": row("hidden", F, D, in_branch=True)}
     layers = {f"layer{l}.{name}": w for l in range(c.layers) for name, w in layer.items()}  # noqa: E741
     return {"embedding": row("input", V, D, in_branch=False), **layers, "head": row("output", D, V, in_branch=False)}
-
-
-def to_json(plan: Plan) -> dict[str, Any]:
-    """Everything in the plan as JSON has it: objects for tuples with names, and a format by its name."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, Format):
-            return x.name
-        if isinstance(x, tuple):
-            return plain(x._asdict()) if hasattr(x, "_asdict") else [plain(item) for item in x]
-        return {key: plain(value) for key, value in x.items()} if isinstance(x, dict) else x
-
-    found: dict[str, Any] = plain(plan._replace(config=asdict(plan.config)))  # type: ignore[arg-type]
-    return found
 
 
 def gradient_constants(plan: Plan) -> dict[str, float]:

@@ -9,12 +9,43 @@ result.json               when the run is finished
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from microumup import __version__, checkpoint
-from microumup.config import TrainConfig
+from microumup import __version__, checkpoint, corpora
+from microumup.config import ModelConfig, TrainConfig
+from microumup.cpu import Arrays
+from microumup.data import ByteTokenizer, Tokenizer
+
+
+class RunDir:
+    """A run directory while its run is on."""
+
+    def __init__(self, path: Path) -> None:
+        self.checkpoint, self.metrics = path / "checkpoint.safetensors", path / "metrics.jsonl"
+
+    def resume(self) -> tuple[Arrays, int, float, list[float]] | None:
+        """State, number of updates, seconds and losses up to the checkpoint, after which metrics are cut; or None."""
+        if not self.checkpoint.exists():
+            self.metrics.write_text("")
+            return None
+        state, info = checkpoint.load(self.checkpoint)
+        lines = self.metrics.read_text().splitlines()[: info["step"]]
+        self.metrics.write_text("".join(line + "\n" for line in lines))
+        return state, info["step"], info["seconds"], [json.loads(line)["loss"] for line in lines]
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line of metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self, state: Arrays, config: TrainConfig, step: int, seconds: float) -> None:
+        """Write a checkpoint of the state after `step` updates."""
+        model = {f.name: getattr(config, f.name) for f in fields(ModelConfig)}
+        info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__}
+        checkpoint.save(self.checkpoint, state, info)
 
 
 def new_run_dir(out: Path | None, config: TrainConfig) -> Path:
@@ -45,3 +76,14 @@ def load_config(run_dir: Path) -> TrainConfig:
         return TrainConfig(**options | {"text": tuple(options["text"])})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None
+
+
+def load_tokenizer(run_dir: Path) -> Tokenizer:
+    """The tokenizer saved in a run directory: the BPE in its `tokenizer.json`, or bytes if there is none.
+
+    Raises ValueError when that file is no tokenizer, or the extra `data` is missing.
+    """
+    path = run_dir / "tokenizer.json"
+    if not path.exists():
+        return ByteTokenizer()
+    return corpora.load_bpe(path)

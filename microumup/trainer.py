@@ -1,13 +1,10 @@
 """The training loop.
 
 A run is a function of its config: batches and initial weights are drawn from the seed and the step alone, so a run that
-was cut off and resumed ends in the same bits as one that was not. A run directory gets a line of metrics.jsonl a step
-and, to resume from, checkpoint.safetensors; the command `train` puts the rest there.
+was cut off and resumed ends in the same bits as one that was not.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import fields
 from math import isfinite, sqrt
 from pathlib import Path
 from time import perf_counter
@@ -16,15 +13,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from microumup import __version__, checkpoint, fused
+from microumup import fused
 from microumup.backend import Array, to_device, xp_of
-from microumup.config import ModelConfig, TrainConfig
+from microumup.config import TrainConfig
 from microumup.cpu import Arrays, Threads, keep_freed_memory
 from microumup.data import Corpus, batch, windows
 from microumup.engine import Tensor, backpropagate, using
 from microumup.model import evaluate, init_params, loss
 from microumup.optim import SGD, AdamW, schedule
 from microumup.plan import gradient_constants, plan
+from microumup.run_dir import RunDir
 
 Result = dict[str, Any]
 Watch = Callable[[int, list[Tensor]], None]
@@ -102,20 +100,15 @@ class Trainer:
             losses.append(evaluate(self.params, tokens, targets, self.plan))
         return sum(losses) / len(losses)
 
-    def save(self, path: Path, step: int, seconds: float) -> None:
-        """Write a checkpoint of the state after `step` updates."""
-        arrays = {f"params/{name}": w for name, w in self.params.items()} | self.optimizer.state()
-        model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
-        checkpoint.save(path, arrays, {"model": model, "step": step, "seconds": seconds, "microumup": __version__})
+    def state(self) -> Arrays:
+        """Arrays that a checkpoint keeps."""
+        return {f"params/{name}": w for name, w in self.params.items()} | self.optimizer.state()
 
-    def load(self, path: Path) -> tuple[int, float]:
-        """Continue from a checkpoint: the number of updates behind it, and the seconds they took."""
-        arrays, info = checkpoint.load(path)
-        arrays = {name: to_device(array, self.device) for name, array in arrays.items()}
-        for name in self.params:
-            self.params[name] = arrays[f"params/{name}"]
-        self.optimizer.load_state(arrays, info["step"])
-        return info["step"], info["seconds"]
+    def load_state(self, state: Arrays, updates: int) -> None:
+        """Go on from a checkpoint, with so many updates behind it."""
+        state = {name: to_device(array, self.device) for name, array in state.items()}
+        self.params |= {name: state[f"params/{name}"] for name in self.params}
+        self.optimizer.load_state(state, updates)
 
 
 def train(
@@ -127,36 +120,26 @@ def train(
     Without a run directory nothing is written. `watch` is called every `watch_every` steps and at the last one.
     Raises Diverged when the loss is no number any more.
     """
-    c, trainer, losses, start, before = config, Trainer(config, corpus, device), [], 0, 0.0
-    tokens_per_step = c.batch_size * c.seq_len
-    saved = run_dir / "checkpoint.safetensors" if run_dir else None
-    metrics = run_dir / "metrics.jsonl" if run_dir else None
-    if saved and metrics and saved.exists():
-        start, before = trainer.load(saved)
-        lines = metrics.read_text().splitlines()[:start]
-        losses = [json.loads(line)["loss"] for line in lines]
-        metrics.write_text("".join(line + "\n" for line in lines))
+    c, trainer, losses, start, before = config, Trainer(config, corpus, device), list[float](), 0, 0.0
+    tokens_per_step, run = c.batch_size * c.seq_len, RunDir(run_dir) if run_dir else None
+    if run and (found := run.resume()):
+        state, start, before, losses = found
+        trainer.load_state(state, start)
     began = last = perf_counter()
-    bar = tqdm(total=c.steps, initial=start, disable=True if quiet else None, unit="step", dynamic_ncols=True)
-    log = metrics.open("a" if start else "w", buffering=1) if metrics else None
-    try:
+    with tqdm(total=c.steps, initial=start, disable=True if quiet else None, unit="step", dynamic_ncols=True) as bar:
         for step in range(start, c.steps):
             watched = watch if watch_every and (step % watch_every == 0 or step == c.steps - 1) else None
             value, norm, s = trainer.update(step, watch=watched)
             losses.append(value)
             now = perf_counter()
             speed, last = tokens_per_step / (now - last), now
-            if log:
+            if run:
                 line = {"step": step, "loss": value, "lr": s * c.eta, "grad_norm": norm}
-                log.write(json.dumps(line | {"tokens_per_second": round(speed)}) + "\n")
-            if saved and ((step + 1) % save_every == 0 or step + 1 == c.steps):
-                trainer.save(saved, step + 1, before + now - began)
+                run.log(line | {"tokens_per_second": round(speed)})
+                if (step + 1) % save_every == 0 or step + 1 == c.steps:
+                    run.save(trainer.state(), c, step + 1, before + now - began)
             bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
-    finally:
-        bar.close()
-        if log:
-            log.close()
     seconds = before + perf_counter() - began
     tail = losses[-max(1, round(0.05 * c.steps)) :]
     return trainer, {

@@ -7,13 +7,15 @@ A η C: the column SP_lr. (The branches' a and b and the ops' factors lie outsid
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from microumup import cli
 from microumup.config import PRESETS, TrainConfig
+from microumup.fp8 import Format
 from microumup.multipliers import attention_sigma, gated_silu_sigma
 from microumup.optim import DECAYS
-from microumup.plan import Plan, gradient_constants, plan, to_json
+from microumup.plan import Plan, gradient_constants, plan
 
 
 class Parameter(NamedTuple):
@@ -102,6 +104,20 @@ def explain(config: TrainConfig) -> Ledger:
     tokens, memory = c.steps * p.batch_tokens, 4 * sum(sizes) * (3 if adam else 1)
     totals = Totals(sum(sizes), sum(sizes[1:-1]), flops, 3 * flops, p.batch_tokens, tokens, memory)
     return Ledger(p, parameters, rows, Ops(p.score_scale, p.attention.y, p.gated_silu.y, dlogits), totals)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Everything in the plan as JSON has it: objects for tuples with names, and a format by its name."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Format):
+            return x.name
+        if isinstance(x, tuple):
+            return plain(x._asdict()) if hasattr(x, "_asdict") else [plain(item) for item in x]
+        return {key: plain(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+    found: dict[str, Any] = plain(plan._replace(config=asdict(plan.config)))  # type: ignore[arg-type]
+    return found
 
 
 def _shares(p: Plan) -> list[float]:

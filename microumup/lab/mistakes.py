@@ -57,7 +57,7 @@ def row(**cells: Any) -> list[Swap]:
 
 def factors(op: str, rule: Callable[..., Scale | ResidualScale]) -> list[Swap]:
     """Another rule for the factors of an op."""
-    return row(ops=type("Planted", (UnitScaled,), {op: staticmethod(rule)}))
+    return row(factors=type("Planted", (UnitScaled,), {op: staticmethod(rule)}))
 
 
 def pair(op: str, backward: Backward) -> dict[str, Any]:
