@@ -1,7 +1,7 @@
 """microumup: the u-µP paper as running code that one person can read in an evening.
 
-Read the modules in this order: backend, engine, fp8, ops, multipliers, parametrization, model, optim, data,
-checkpoint, train. Each imports only what comes before it.
+Read the CHAPTERS in their order: each imports only those before it, and APPENDICES that read none after it. Around the
+book lie `lab`, which measures, and `interop`, which talks to others; no chapter and no appendix imports these.
 """
 
 import os
@@ -11,3 +11,20 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 __version__ = "0.1.0"
+
+CHAPTERS = (
+    "backend", "engine", "fp8", "ops", "multipliers", "parametrization", "config", "plan", "model", "optim", "data",
+    "trainer",
+)  # fmt: skip
+APPENDICES = {
+    "checks": "checks of the ops' arguments",
+    "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
+    "fused": "some pairs of ops.py once more, faster on a CPU",
+    "corpora": "where texts come from; BPE tokens",
+    "checkpoint": "files that are whole or not there",
+    "run_dir": "what a run leaves behind, and how it goes on from there",
+    "ranges": "how the operands of every linear lie in FP8's range",
+    "generate": "text from a trained model",
+    "cli": "parts of every command",
+    "train": "the command train",
+}

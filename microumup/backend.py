@@ -5,6 +5,7 @@ The rest of the package writes `xp = xp_of(x)` and calls `xp.exp`, `xp.zeros`, â
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]  # a numpy array, or a cupy array where there is a GPU
 
-GPU_HINT = "install CuPy for your driver, pip install 'microumup[gpu13]' (CUDA 13) or 'microumup[gpu]' (CUDA 12)"
+
+def install_hint(extra: str) -> str:
+    """The command that gets the libraries of an extra, for the way in which this package itself is installed."""
+    clone = Path(__file__).resolve().parent.parent
+    if (clone / "pyproject.toml").exists():  # no index has the package that it is: say where to install it from
+        return f"pip install -e '.[{extra}]' in {clone}"
+    return f"pip install 'microumup[{extra}]'"
 
 
 def xp_of(array: Array) -> Any:
@@ -31,7 +38,8 @@ def choose_device(name: str) -> str:
         return "cpu"
     problem = _gpu_problem()
     if problem and name == "gpu":
-        raise ValueError(f"--device gpu: {problem}; {GPU_HINT}, or use --device cpu")
+        mend = f"{install_hint('gpu13')} (gpu13: CuPy for CUDA 13; gpu: for CUDA 12)"
+        raise ValueError(f"--device gpu: {problem}; {mend}, or use --device cpu")
     return "cpu" if problem else "gpu"
 
 

@@ -7,76 +7,98 @@ import numpy as np
 from microumup.backend import Array
 
 
-def check_arrays(op: str, **arrays: Any) -> None:
+def arrays(op: str, **given: Any) -> None:
     """Raise ValueError for anything but numpy and cupy arrays; other frameworks' are arrays only to themselves."""
-    for name, array in arrays.items():
+    for name, array in given.items():
         if not isinstance(array, np.ndarray) and type(array).__module__.partition(".")[0] != "cupy":
             kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
             raise ValueError(f"{op}: {name} is a {kind}; pass a numpy or cupy array, as np.asarray({name})")
 
 
-def check_floats(op: str, **arrays: Array) -> None:
+def floats(op: str, **given: Array) -> None:
     """Raise ValueError unless all are float32, or all float64."""
-    check_arrays(op, **arrays)
-    dtypes = {array.dtype.char for array in arrays.values()}
+    arrays(op, **given)
+    dtypes = {array.dtype.char for array in given.values()}
     if len(dtypes) > 1 or not dtypes <= {"f", "d"}:
-        names = [f"{name} is {array.dtype}" for name, array in arrays.items()]
+        names = [f"{name} is {array.dtype}" for name, array in given.items()]
         raise ValueError(f"{op}: {', '.join(names)}; use float32, or float64, for all of them")
-    for name, array in arrays.items():
+    for name, array in given.items():
         if array.ndim == 0:
             raise ValueError(f"{op}: {name} has shape (), a single number; give it one axis or more")
 
 
-def check_same(op: str, **arrays: Array) -> None:
+def same(op: str, **given: Array) -> None:
     """Raise ValueError unless all have one shape and one dtype."""
-    check_floats(op, **arrays)
-    if len({array.shape for array in arrays.values()}) > 1:
-        shapes = " but ".join(f"{name} is {array.shape}" for name, array in arrays.items())
+    floats(op, **given)
+    if len({array.shape for array in given.values()}) > 1:
+        shapes = " but ".join(f"{name} is {array.shape}" for name, array in given.items())
         raise ValueError(f"{op}: {shapes}; they go element by element, so their shapes have to be equal")
 
 
-def check_linear(x: Array, w: Array) -> None:
+def linear(x: Array, w: Array) -> None:
     """Raise ValueError unless x (..., D_in) and w (D_out, D_in) go together."""
-    check_floats("linear", x=x, w=w)
+    floats("linear", x=x, w=w)
     if w.ndim != 2 or x.shape[-1] != w.shape[1]:
         hint = ", did you pass w.T?" if w.ndim == 2 and x.shape[-1] == w.shape[0] else ""
         raise ValueError(f"linear: x has D_in={x.shape[-1]} but w is {w.shape}; w is (fan_out, fan_in){hint}")
 
 
-def check_heads(op: str, name: str, x: Array, head_dim: int) -> None:
+def embedding(tokens: Array, w: Array) -> None:
+    """Raise ValueError unless tokens are ids of rows of w (V, D)."""
+    floats("embedding", w=w)
+    if w.ndim != 2:
+        raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
+    ids("embedding", "tokens", tokens, len(w))
+
+
+def rope(x: Array, head_dim: int) -> None:
+    """Raise ValueError unless x (B, T, D) consists of heads of an even size."""
+    floats("rope", x=x)
+    heads("rope", "x", x, head_dim)
+    if head_dim % 2:
+        raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
+
+
+def heads(op: str, name: str, x: Array, head_dim: int) -> None:
     """Raise ValueError unless x (B, T, D) consists of heads of that size."""
     if x.ndim != 3 or head_dim < 1 or x.shape[-1] % head_dim:
         raise ValueError(f"{op}: {name} is {x.shape}, need (B, T, D) with D a multiple of head_dim={head_dim}")
 
 
-def check_attention(q: Array, k: Array, v: Array, head_dim: int) -> None:
+def attention(q: Array, k: Array, v: Array, head_dim: int) -> None:
     """Raise ValueError unless q (B, T, D), k and v (B, S, D) go together."""
-    check_floats("attention", q=q, k=k, v=v)
-    check_heads("attention", "q", q, head_dim)
+    floats("attention", q=q, k=k, v=v)
+    heads("attention", "q", q, head_dim)
     B, T, D = q.shape
     if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
         shapes = f"q is {q.shape}, k {k.shape}, v {v.shape}"
         raise ValueError(f"attention: {shapes}; need (B, T, D) and (B, S, D) with S >= T")
 
 
-def check_targets(targets: Array, shape: tuple[int, ...], vocab_size: int) -> None:
+def cross_entropy(logits: Array, hits: Array) -> None:
+    """Raise ValueError unless there is a target for each row of logits (..., V)."""
+    floats("cross_entropy", logits=logits)
+    targets(hits, logits.shape[:-1], logits.shape[-1])
+
+
+def targets(hits: Array, shape: tuple[int, ...], vocab_size: int) -> None:
     """Raise ValueError unless there is a target in [0, V) for each of the tokens, whose array has that shape."""
-    check_arrays("cross_entropy", targets=targets)
-    if targets.shape != shape:
+    arrays("cross_entropy", targets=hits)
+    if hits.shape != shape:
         logits = (*shape, vocab_size)
-        raise ValueError(f"cross_entropy: logits are {logits} but targets {targets.shape}; one target per token")
-    check_ids("cross_entropy", "targets", targets, vocab_size)
+        raise ValueError(f"cross_entropy: logits are {logits} but targets {hits.shape}; one target per token")
+    ids("cross_entropy", "targets", hits, vocab_size)
 
 
-def check_ids(op: str, name: str, ids: Array, vocab_size: int) -> None:
+def ids(op: str, name: str, x: Array, vocab_size: int) -> None:
     """Raise ValueError unless all are integers in [0, V). Needed before any indexing: numpy would wrap a negative one,
     cupy any that is out of range."""
-    check_arrays(op, **{name: ids})
-    if ids.dtype.kind not in "iu":
-        raise ValueError(f"{op}: {name} are {ids.dtype}; token ids are integers")
-    if ids.size == 0:
-        raise ValueError(f"{op}: {name} are empty, shape {ids.shape}")
-    low, high = int(ids.min()), int(ids.max())
+    arrays(op, **{name: x})
+    if x.dtype.kind not in "iu":
+        raise ValueError(f"{op}: {name} are {x.dtype}; token ids are integers")
+    if x.size == 0:
+        raise ValueError(f"{op}: {name} are empty, shape {x.shape}")
+    low, high = int(x.min()), int(x.max())
     if low < 0 or high >= vocab_size:
         bad = low if low < 0 else high
         raise ValueError(f"{op}: {name} hold id {bad}, outside [0, {vocab_size}), the vocabulary")

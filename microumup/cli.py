@@ -1,10 +1,13 @@
-"""What all commands share: options from a dataclass, numbers like 2^1.5, and one line for a bad argument."""
+"""Parts of every command: options from a dataclass and shared ones, numbers like 2^1.5, one line for a bad argument."""
 
 import argparse
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from microumup.config import option_name
@@ -12,7 +15,7 @@ from microumup.parametrization import ALIASES
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that says what is wrong in one line, and ends with 2."""
+    """An ArgumentParser that says what is wrong in one line, and ends with 2. `--help` leaves out what is `rare`."""
 
     def __init__(self, command: str, description: str, *, operands: str = "", examples: str = "") -> None:
         super().__init__(
@@ -21,9 +24,32 @@ class Parser(argparse.ArgumentParser):
             description=description, epilog=examples and f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
+        self.rare: dict[argparse.Action, str] = {}  # options that only --help-all explains, and its words
+
+    def add_rare(self, *actions: argparse.Action) -> None:
+        """Leave these options to --help-all."""
+        if not self.rare:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="explain every option, and exit")
+        for action in actions:
+            self.rare[action], action.help = action.help or "", argparse.SUPPRESS
+
+    def format_help(self) -> str:
+        """The help; where options are left out, its last line says which, and how to have them explained."""
+        hidden = [a.option_strings[0] for a in self._actions if a in self.rare and a.help == argparse.SUPPRESS]
+        text = f"{len(hidden)} more, explained by --help-all: {', '.join(hidden)}"
+        return super().format_help() + (f"\n{textwrap.fill(text, 79, break_on_hyphens=False)}\n" if hidden else "")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        for action, text in parser.rare.items():
+            action.help = text
+        parser.print_help()
+        parser.exit()
 
 
 @contextmanager
@@ -54,10 +80,33 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write 1000") from None
 
 
-def add_options(parser: argparse.ArgumentParser, config: type) -> None:
+# What several commands take: their words, in which {} is what a command says of its own, and the settings
+SHARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "seeds": ("{} (default: %(default)s)", {"type": whole, "default": 3, "metavar": "N"}),
+    "seed": ("{} (default: %(default)s)", {"type": whole, "default": 0, "metavar": "N"}),
+    "workers": ("processes{} (default: %(default)s)", {"type": whole, "default": os.cpu_count() or 1, "metavar": "N"}),
+    "cluster": ("run as tasks of this dask scheduler instead", {"metavar": "tcp://HOST:PORT"}),
+    "device": ("auto, cpu or gpu (default: %(default)s)", {"default": "auto", "metavar": "NAME"}),
+    "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": Path, "metavar": "FILE"}),
+    "quiet": ("print nothing but errors, and --json's line", {"action": "store_true"}),
+    "json": ("end with a line of JSON: {}", {"action": "store_true"}),
+}
+
+
+def shared(parser: argparse._ActionsContainer, *names: str, **words: str) -> None:
+    """Add options of SHARED to a parser or a group: `names`, and those that need the command's own `words`.
+
+    Another default is a matter of `set_defaults`; the help has it.
+    """
+    for name in (*names, *words):
+        text, settings = SHARED[name]
+        parser.add_argument(f"--{name}", help=text.format(words.get(name, "")), **settings)
+
+
+def add_options(parser: Parser, config: type) -> None:
     """An option for every field of the dataclass `config`, in a group for it and one for each dataclass it extends.
 
-    Fields that were not given are absent from the parsed namespace.
+    Those that are not common are rare to the parser. Fields that were not given are absent from the parsed namespace.
     """
     base = config.__mro__[1]
     inherited = {field.name for field in fields(base)} if is_dataclass(base) else set()
@@ -81,7 +130,9 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
             settings["metavar"] = "NAME"
         else:
             settings |= {"nargs": "+", "metavar": "FILE"}
-        group.add_argument(*map(option_name, names), dest=field.name, default=argparse.SUPPRESS, **settings)
+        option = group.add_argument(*map(option_name, names), dest=field.name, default=argparse.SUPPRESS, **settings)
+        if not field.metadata["common"]:
+            parser.add_rare(option)
 
 
 def given(args: argparse.Namespace, config: type) -> dict[str, Any]:

@@ -15,22 +15,20 @@ from microumup.parametrization import SCHEMES, Scheme, without_embedding_lr_rule
 DECAYS = ("independent", "fully-independent", "coupled")  # readings of weight decay; `optim.py` has their formulas
 
 
-def option(default: object, help: str) -> Any:
-    """A field that is also a command-line option: `help` says what it is and in which unit."""
-    return field(default=default, metadata={"help": help})
+def option(default: object, help: str, *, common: bool = False) -> Any:
+    """A field that is also a command-line option; those that are not `common` are explained by `--help-all` alone."""
+    return field(default=default, metadata={"help": help, "common": common})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. Everything that fixes it; raises ValueError, naming the option, for what no network can have."""
 
-    scheme: str = option("umup", f"parametrization, a row of Tables 1-3: {', '.join(SCHEMES)}")
-    width: int = option(64, "D, size of the residual stream; a multiple of the head dim")
-    layers: int = option(2, "transformer layers, each an attention and an FFN branch")
+    scheme: str = option("umup", f"parametrization, a row of Tables 1-3: {', '.join(SCHEMES)}", common=True)
+    width: int = option(64, "D, size of the residual stream; a multiple of the head dim", common=True)
+    layers: int = option(2, "layers, of attention and FFN branch each", common=True)
     head_dim: int = option(16, "K, size of an attention head; even")
-    seq_len: int = option(
-        64, "s, tokens in a training sequence; fixed with the model, attention's factor depends on it"
-    )
+    seq_len: int = option(64, "s, tokens in a training sequence; fixed with the model: attention's factor needs it")
     vocab_size: int = option(256, "V; 256 is raw bytes, more trains a byte-level BPE tokenizer of that size")
     alpha_res: float = option(1.0, "u-µP: std of all branches' sum over the embedding's, at init (eq. 24)")
     alpha_res_attn_ratio: float = option(1.0, "u-µP: std of the attention branches over the FFN branches' (eq. 23)")
@@ -43,8 +41,7 @@ class ModelConfig:
     alpha_emb: float = option(1.0, "µP: multiplier of the embedding's output")
     base_width: int = option(256, "µP: the width at which µP is the standard parametrization")
     base_layers: int = option(4, "µP: the number of layers at which it is")
-    tied_embeddings: bool = option(False, "refused: one matrix cannot follow the input's rules and the output's")
-    fp8: str = option("none", "casts in every linear: none, fp8, fp8-iclr, then ,SITE.TENSOR=FORMAT to override")
+    fp8: str = option("none", "casts in linears: none, fp8, fp8-iclr; then ,SITE.TENSOR=FORMAT overrides", common=True)
     norm_eps: float = option(1e-6, "ε of RMSNorm")
     rope_base: float = option(10_000.0, "base of RoPE's frequencies")
 
@@ -64,12 +61,7 @@ class ModelConfig:
             raise ValueError(f"--width: {self.width} is not a multiple of --head-dim {self.head_dim}")
         for name in ("width", "base_width"):
             if getattr(self, name) % 4:
-                raise ValueError(
-                    f"{option_name(name)}: {getattr(self, name)} is not a multiple of 4, and the FFN is 11/4 D"
-                )
-        if self.tied_embeddings:
-            why = "one matrix cannot be an input weight and an output weight, whose A, √B and C differ (Table 1)"
-            raise ValueError(f"--tied-embeddings: {why}; leave it out")
+                raise ValueError(f"{option_name(name)}: {getattr(self, name)} is no multiple of 4; the FFN is 11/4 D")
         known = SCHEMES[self.scheme].hyperparameters
         for name in sorted({hp for scheme in SCHEMES.values() for hp in scheme.hyperparameters} - set(known)):
             if getattr(self, name) != getattr(ModelConfig, name):
@@ -121,29 +113,23 @@ class TrainConfig(ModelConfig):
     """The training. A model and how it is trained; raises ValueError, naming the option, for what cannot be."""
 
     corpus: str = option("sotu", "sotu (State of the Union, shipped) or wikitext-103 (downloaded)")
-    text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus")
-    batch_size: int = option(16, "B, sequences in a batch")
-    steps: int = option(1000, "updates")
-    lr: float | None = option(None, f"η, peak of the global learning rate: 1.5, 2^1.5 or 2**-7 (default: {TYPICAL_LR})")
+    text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus", common=True)
+    batch_size: int = option(16, "B, sequences in a batch", common=True)
+    steps: int = option(1000, "updates", common=True)
+    lr: float | None = option(None, f"η, the peak learning rate: 1.5, or 2^-7 (default: {TYPICAL_LR})", common=True)
     warmup: float = option(2000 / 8192, "share of the steps in which the learning rate rises; then a cosine to 10 %")
     weight_decay: float = option(2**-13, "λ, share of a weight that a step at the peak takes away, whatever η; 2^-13")
-    decay: str = option(
-        "independent", "what λ is multiplied by: independent s(t), fully-independent 1, coupled s(t) η C"
-    )
+    decay: str = option("independent", "factor of λ: independent s(t), fully-independent 1, coupled s(t) η C")
     optimizer: str = option("adamw", "adamw, or sgd (divides each gradient by its known constant; name an --lr)")
-    loss_scale: float = option(
-        1.0, "what is differentiated is this times the mean loss: batch size x seq len sums it, with gradients to match"
-    )
-    seed: int = option(0, "of the initial weights and the batches")
+    loss_scale: float = option(1.0, "factor of the mean loss that is differentiated; batch size x seq len: its sum")
+    seed: int = option(0, "of the initial weights and the batches", common=True)
     threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes one per core")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, batch_size=1, steps=1, seed=0, threads=1)
         if self.threads > self.batch_size:
-            raise ValueError(
-                f"--threads: {self.threads} is more than --batch-size {self.batch_size}, nothing left for some"
-            )
+            raise ValueError(f"--threads: {self.threads} is more than --batch-size {self.batch_size}; take fewer")
         if not (isfinite(self.loss_scale) and self.loss_scale > 0):
             raise ValueError(f"--loss-scale: {self.loss_scale} is not a positive finite number")
         for name in ("warmup", "weight_decay"):

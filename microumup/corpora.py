@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from microumup.backend import Array
+from microumup.backend import Array, install_hint
 
 SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
 SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
@@ -214,4 +214,4 @@ def extra(module: str, option: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"{option}: needs {module.partition('.')[0]}; pip install 'microumup[data]'") from error
+        raise ValueError(f"{option}: needs {module.partition('.')[0]}; {install_hint('data')}") from error

@@ -58,9 +58,7 @@ def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -
         if value < 1:
             raise ValueError(f"{name}: {value} is below 1")
     if tokens.ndim != 1 or len(tokens) <= seq_len:
-        raise ValueError(
-            f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give a longer text"
-        )
+        raise ValueError(f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give more text")
 
 
 # ---- Tokenizers ----
@@ -114,9 +112,7 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     a vocabulary too large for the text, a missing extra.
     """
     if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
-        raise ValueError(
-            f"--vocab-size {vocab_size}: take {BYTES} for raw bytes, or up to {LARGEST_VOCABULARY} for BPE"
-        )
+        raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
     source = f"--corpus {name}"
     if text:
         source, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)

@@ -1,7 +1,7 @@
 """FP8 by a plain cast (App. E.2): the two formats, rounding to them, and which tensor of a linear goes where.
 
-    format   bits: sign, exponent, mantissa   max     min normal   min subnormal   a cast past max gives
-    E4M3           1     4         3          448     2^-6         2^-9            NaN (it has no infinity)
+    format   bits: sign, exponent, mantissa   max     min normal   min subnormal   after max comes
+    E4M3           1     4         3          448     2^-6         2^-9            NaN; it has no infinity
     E5M2           1     5         2          57344   2^-14        2^-16           infinity
 
 A linear takes part in three matmuls: y = x Wᵀ forward, dx = dy W and dw = dyᵀ x backward. Their operands,
@@ -29,12 +29,11 @@ class Format(NamedTuple):
     max: float
     min_normal: float
     min_subnormal: float  # also the spacing of all values up to 2 * min_normal
-    overflow: float  # what a cast that does not saturate makes of values past max: nan or inf
 
 
 def _format(name: str, dtype: Any) -> Format:
     info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]  # ml_dtypes leaves it without types
-    limits = info.max, info.smallest_normal, info.smallest_subnormal, dtype(float("inf"))
+    limits = info.max, info.smallest_normal, info.smallest_subnormal
     return Format(name, info.nmant, info.minexp, *map(float, limits))
 
 
@@ -66,13 +65,6 @@ def quantize(x: Array, fmt: Format) -> Array:
             xp.rint(y, out=y)  # and rint rounds to nearest, ties to even, and keeps the sign of zero
             y *= step
     return out
-
-
-def quantize_nonsaturating(x: Array, fmt: Format) -> Array:
-    """Like `quantize`, but what rounds to more than max becomes NaN (E4M3) or ±infinity (E5M2)."""
-    rounded = quantize(x, fmt._replace(max=2 * fmt.max))  # room to see which values round past max
-    rounded *= xp_of(x).where(abs(rounded) > fmt.max, fmt.overflow, 1.0)
-    return rounded
 
 
 def _spacing(y: Array, fmt: Format) -> Array:

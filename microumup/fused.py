@@ -15,38 +15,33 @@ Legend: as in `ops.py`.
 """
 
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
-from microumup import ops
+from microumup import checks, ops
 from microumup.backend import Array
-from microumup.checks import check_attention, check_linear, check_same, check_targets
 from microumup.cpu import BLOCK, pieces, product, product_over_rows, times
 from microumup.engine import Kernels
 from microumup.fp8 import LinearFormats
-from microumup.ops import ResidualScale, Scale, cast, causal_mask, split_heads
+from microumup.ops import Output, Saved, Scale, cast, causal_mask, split_heads
 
 LARGE_HEAD = 64  # elements, from which on attention's matrix products read heads well as they lie
 QUERIES = 32  # of attention at a time, twice as many of large heads; a block looks at no keys behind its last query
 LOGITS = 1 << 23  # elements of logits at a time, 32 MiB
 SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of them, is a normal float32
 
+
 # ---- linear: y = x wᵀ ----
-
-
-def linear_forward(
-    x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFormats = LinearFormats()
-) -> tuple[Array, Any]:
+def linear_forward(x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFormats = LinearFormats()) -> Output:
     """ops.linear, with each factor where it costs least."""
-    check_linear(x, w)
+    checks.linear(x, w)
     rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
     w = cast(w, fp8.w)
     y = product(rows, w.T, scale.y)  # (N, D_out)
     return y.reshape(*x.shape[:-1], -1), (rows, w, scale, fp8.dy)
 
 
-def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+def linear_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
     rows, w, scale, dy_format = saved
     dy_rows = cast(dy.reshape(-1, dy.shape[-1]), dy_format)  # (N, D_out)
     # y = scale.y · (x wᵀ)
@@ -57,17 +52,15 @@ def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
 
 
 # ---- rms_norm: x over its root mean square ----
-
-
-def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
+def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> Output:
     """ops.rms_norm, the squares summed without being stored."""
-    check_same("rms_norm", x=x)
+    checks.same("rms_norm", x=x)
     inverse_rms = 1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps)[..., None]  # (..., 1)
     y = x * inverse_rms
     return y, (y, inverse_rms)
 
 
-def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
+def rms_norm_backward(dy: Array, saved: Saved) -> tuple[Array]:
     y, inverse_rms = saved
     # y = x · r, r = (mean(x²) + eps)^-1/2; dr/dx = -r² y / D
     along_y = np.vecdot(dy, y)[..., None] * (inverse_rms / y.shape[-1])  # (..., 1)
@@ -79,17 +72,15 @@ def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
 
 
 # ---- attention: softmax(score_scale · q kᵀ + causal mask) v, for every head ----
-
-
 def attention_forward(
     q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float = 1.0, scale: Scale = Scale()
-) -> tuple[Array, Any]:
+) -> Output:
     """ops.attention for some queries at a time, each block with those keys alone that its last query sees.
 
     What is kept as p holds scale.y. NumPy takes long to begin a row, which in a head is short: so whole blocks are
     multiplied by a mask, not what lies in the future alone, and p by 1/sum, not y.
     """
-    check_attention(q, k, v, head_dim)
+    checks.attention(q, k, v, head_dim)
     T, S = q.shape[1], k.shape[1]
     q = q * score_scale
     y = np.empty(q.shape, q.dtype)
@@ -114,7 +105,7 @@ def attention_forward(
     return y, (q, k, v, y, blocks, head_dim, score_scale, scale)
 
 
-def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
+def attention_backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
     q, k, v, y, blocks, head_dim, score_scale, scale = saved
     dy = times(dy, scale.dx / scale.y)
     dq, dk, dv = (np.empty(x.shape, x.dtype) for x in (q, k, v))
@@ -164,11 +155,9 @@ def _first_or_more(out: Array, a: Array, b: Array, *, first: bool) -> None:
 
 
 # ---- gated_silu: x_in · SiLU(x_gate) ----
-
-
-def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> tuple[Array, Any]:
+def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> Output:
     """ops.gated_silu, block by block; the sigmoid that is kept holds scale.y."""
-    check_same("gated_silu", x_in=x_in, x_gate=x_gate)
+    checks.same("gated_silu", x_in=x_in, x_gate=x_gate)
     y, sigmoid = (np.empty(x_in.shape, x_in.dtype) for _ in range(2))
     for y_i, s, u, g in pieces(y, sigmoid, x_in, x_gate):
         np.multiply(g, 0.5 * alpha, out=s)
@@ -180,7 +169,7 @@ def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale:
     return y, (x_in, x_gate, sigmoid, alpha, scale)
 
 
-def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+def gated_silu_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
     x_in, x_gate, sigmoid, alpha, scale = saved
     dx_in, dx_gate = (np.empty(x_in.shape, x_in.dtype) for _ in range(2))
     for silu, slope, d, s, u, g in pieces(dx_in, dx_gate, dy, sigmoid, x_in, x_gate):
@@ -198,49 +187,23 @@ def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
     return dx_in, dx_gate
 
 
-# ---- residual: R' = a f(R) + b R ----
-
-
-def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
-    """ops.residual_split's, without a pass over dy where the factor is 1."""
-    # y = x
-    return (times(dy, saved.dbase),)
-
-
-def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
-    """ops.residual_add, block by block."""
-    check_same("residual_add", branch=branch, skip=skip)
-    y = np.empty(branch.shape, branch.dtype)
-    for y_i, f, x in pieces(y, branch, skip):
-        np.multiply(f, scale.a, out=y_i)
-        y_i += times(x, scale.b)
-    return y, scale
-
-
-def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
-    # y = a · branch + b · skip
-    return times(dy, saved.dbranch), times(dy, saved.b)
-
-
 # ---- linear_cross_entropy: the readout and its loss ----
-
-
 def linear_cross_entropy_forward(
     x: Array, w: Array, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale(), loss_scale: Scale = Scale(),
     fp8: LinearFormats = LinearFormats(),
-) -> tuple[Array, Any]:  # fmt: skip
+) -> Output:  # fmt: skip
     """ops.linear_cross_entropy, some LOGITS at a time, each of which becomes its gradient in place and is used up.
 
     The gradients are ready when the loss is, for a cotangent of 1: backward hardly does anything.
     """
-    check_linear(x, w)
-    check_targets(targets, x.shape[:-1], len(w))
+    checks.linear(x, w)
+    checks.targets(targets, x.shape[:-1], len(w))
     settings = (x, w, targets, alpha, scale, loss_scale, fp8)
     loss, dx, dw = _loss_and_gradients(*settings)
     return loss, (dx, dw, settings)
 
 
-def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
+def linear_cross_entropy_backward(dy: Array, saved: Saved) -> tuple[Array, Array, None]:
     dx, dw, (x, w, targets, alpha, scale, loss_scale, fp8) = saved
     # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
     if dy == 1:
@@ -310,7 +273,5 @@ KERNELS: Kernels = {
     ops.rms_norm: (rms_norm_forward, rms_norm_backward),
     ops.attention: (attention_forward, attention_backward),
     ops.gated_silu: (gated_silu_forward, gated_silu_backward),
-    ops.residual_split: (ops.residual_split_forward, residual_split_backward),
-    ops.residual_add: (residual_add_forward, residual_add_backward),
     ops.linear_cross_entropy: (linear_cross_entropy_forward, linear_cross_entropy_backward),
 }

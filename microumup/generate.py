@@ -12,7 +12,7 @@ from microumup.config import ModelConfig, check_least
 from microumup.data import Tokenizer
 from microumup.model import Cache, trunk
 from microumup.plan import Plan, plan
-from microumup.run_dir import load_tokenizer
+from microumup.run_dir import load_tokenizer, without_retired
 
 
 def generate(
@@ -51,7 +51,7 @@ def _draw(logits: Array, temperature: float, top_k: int, rng: np.random.Generato
 def load_run(run_dir: Path, device: str = "cpu") -> tuple[Plan, dict[str, Array], Tokenizer]:
     """The model of a run directory: plan, params and tokenizer. Raises ValueError when there is none."""
     arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    numbers = plan(ModelConfig(**info["model"]), batch_tokens=1)  # nothing is differentiated
+    numbers = plan(ModelConfig(**without_retired(info["model"])), batch_tokens=1)  # nothing is differentiated
     params = {name: to_device(arrays[f"params/{name}"], device) for name in numbers.weights}
     return numbers, params, load_tokenizer(run_dir)
 
@@ -74,9 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--top-k", type=cli.whole, default=0, metavar="N", help="of the N likeliest only (default: all)"
     )
-    parser.add_argument("--seed", type=cli.whole, default=0, metavar="N", help="of the draws (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: prompt, text, tokens, seed")
+    cli.shared(parser, "device", seed="of the draws", json="prompt, text, tokens, seed; and print nothing else")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_least(args, tokens=1, temperature=0, top_k=0, seed=0)

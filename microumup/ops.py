@@ -13,18 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from microumup import checks
 from microumup.backend import Array, scatter_add, xp_of
-from microumup.checks import (
-    check_attention,
-    check_floats,
-    check_heads,
-    check_ids,
-    check_linear,
-    check_same,
-    check_targets,
-)  # fmt: skip
 from microumup.engine import primitive
 from microumup.fp8 import Format, LinearFormats, quantize
+
+Saved = Any  # what a backward needs of its forward: an explicit tuple of arrays and settings
+Output = tuple[Array, Saved]
 
 
 class Scale(NamedTuple):
@@ -49,17 +44,13 @@ class ResidualScale(NamedTuple):
 
 
 # ---- linear: y = x wᵀ ----
-
-
-def linear_forward(
-    x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFormats = LinearFormats()
-) -> tuple[Array, Any]:
+def linear_forward(x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFormats = LinearFormats()) -> Output:
     """y = scale.y · (x wᵀ). x (..., D_in), w (D_out, D_in) -> y (..., D_out).
 
     With `fp8` formats x, w and dy are cast before each of the three matmuls (App. E.2); products stay in float32.
     The factors come after the matmuls, so that what is cast is the unit-scale x, w and dy (App. A.4).
     """
-    check_linear(x, w)
+    checks.linear(x, w)
     rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
     w = cast(w, fp8.w)
     y = rows @ w.T  # (N, D_out)
@@ -67,7 +58,7 @@ def linear_forward(
     return y.reshape(*x.shape[:-1], -1), (rows, w, scale, fp8.dy)
 
 
-def linear_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+def linear_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
     rows, w, scale, dy_format = saved
     dy_rows = cast(dy.reshape(-1, dy.shape[-1]), dy_format)  # (N, D_out)
     # y = scale.y · (x wᵀ); the cast passes its gradient on unchanged, also where it saturated
@@ -87,20 +78,15 @@ def cast(x: Array, fmt: Format | None) -> Array:
 
 
 # ---- embedding: a row of the table per token ----
-
-
-def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> tuple[Array, Any]:
+def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> Output:
     """y = scale.y · w[tokens]. tokens (B, T) of integers in [0, V), w (V, D) -> y (B, T, D)."""
-    check_floats("embedding", w=w)
-    if w.ndim != 2:
-        raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
-    check_ids("embedding", "tokens", tokens, len(w))
+    checks.embedding(tokens, w)
     y = w[tokens]  # (B, T, D)
     y *= scale.y
     return y, (tokens, len(w), scale)
 
 
-def embedding_backward(dy: Array, saved: Any) -> tuple[None, Array]:
+def embedding_backward(dy: Array, saved: Saved) -> tuple[None, Array]:
     tokens, vocab_size, scale = saved
     # y = scale.y · w[tokens]: a row of w gets the sum over the places its token stands at
     dw = scatter_add(vocab_size, tokens.ravel(), dy.reshape(-1, dy.shape[-1]))  # (V, D)
@@ -112,18 +98,16 @@ embedding = primitive(embedding_forward, embedding_backward)
 
 
 # ---- rms_norm: x over its root mean square, without a gain (Table 4: all factors 1) ----
-
-
-def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
+def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> Output:
     """y = x / √(mean(x²) + eps), the mean over the last axis. x (..., D) -> y (..., D)."""
-    check_floats("rms_norm", x=x)
+    checks.floats("rms_norm", x=x)
     xp = xp_of(x)
     inverse_rms = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)  # (..., 1)
     y = x * inverse_rms
     return y, (y, inverse_rms)
 
 
-def rms_norm_backward(dy: Array, saved: Any) -> tuple[Array]:
+def rms_norm_backward(dy: Array, saved: Saved) -> tuple[Array]:
     y, inverse_rms = saved
     # y = x · r, r = (mean(x²) + eps)^-1/2: dy reaches x directly, and through r with dr/dx = -r³ x / D = -r² y / D
     dx = dy - y * xp_of(y).mean(dy * y, axis=-1, keepdims=True)
@@ -135,23 +119,18 @@ rms_norm = primitive(rms_norm_forward, rms_norm_backward)
 
 
 # ---- rope: rotary position embedding (Table 4: all factors 1) ----
-
-
-def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int = 0) -> tuple[Array, Any]:
+def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int = 0) -> Output:
     """Turn every pair of neighbours in a head by an angle that grows with the position. x (B, T, D) -> y (B, T, D).
 
     A pair (x_2i, x_2i+1) is the complex number x_2i + j x_2i+1, multiplied by exp(j · position · base^(-2i/K)).
     `start` is the position of the first token (more than 0 when a cache holds those before it).
     """
-    check_floats("rope", x=x)
-    check_heads("rope", "x", x, head_dim)
-    if head_dim % 2:
-        raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
+    checks.rope(x, head_dim)
     turn = _turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
     return _rotate(x, turn), turn
 
 
-def rope_backward(dy: Array, saved: Any) -> tuple[Array]:
+def rope_backward(dy: Array, saved: Saved) -> tuple[Array]:
     # y = turn · x: a rotation, so its transpose is the rotation back
     return (_rotate(dy, saved.conj()),)
 
@@ -172,17 +151,15 @@ def _rotate(x: Array, turn: Array) -> Array:
 
 
 # ---- attention: softmax(score_scale · q kᵀ + causal mask) v, for every head ----
-
-
 def attention_forward(
     q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float = 1.0, scale: Scale = Scale()
-) -> tuple[Array, Any]:
+) -> Output:
     """y = scale.y · softmax(score_scale · q kᵀ + mask) v. q (B, T, D), k and v (B, S, D) -> y (B, T, D).
 
     The T queries are the last T of the S positions; a query sees the keys up to its own position. In u-µP
     score_scale is α_attn-softmax / K (eq. 25), in the standard parametrization 1/√K.
     """
-    check_attention(q, k, v, head_dim)
+    checks.attention(q, k, v, head_dim)
     xp = xp_of(q)
     qh, kh, vh = (split_heads(x, head_dim) for x in (q, k, v))  # (B, H, T, K), (B, H, S, K) twice
     scores = qh @ kh.swapaxes(-1, -2)  # (B, H, T, S)
@@ -196,7 +173,7 @@ def attention_forward(
     return y, (qh, kh, vh, p, score_scale, scale)
 
 
-def attention_backward(dy: Array, saved: Any) -> tuple[Array, Array, Array]:
+def attention_backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
     qh, kh, vh, p, score_scale, scale = saved
     dyh = split_heads(dy, qh.shape[-1])  # (B, H, T, K)
     # y = p v
@@ -233,11 +210,9 @@ def causal_mask(xp: Any, queries: int, keys: int, dtype: Any) -> Array:
 
 
 # ---- gated_silu: x_in · SiLU(x_gate), the middle of the SwiGLU FFN ----
-
-
-def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> tuple[Array, Any]:
+def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> Output:
     """y = scale.y · x_in · x_gate · sigmoid(alpha · x_gate) (eq. 26). All (..., F). alpha is α_ffn-act."""
-    check_same("gated_silu", x_in=x_in, x_gate=x_gate)
+    checks.same("gated_silu", x_in=x_in, x_gate=x_gate)
     sigmoid = 0.5 * xp_of(x_gate).tanh((0.5 * alpha) * x_gate) + 0.5  # as a tanh it cannot overflow
     y = x_in * x_gate
     y *= sigmoid
@@ -245,7 +220,7 @@ def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale:
     return y, (x_in, x_gate, sigmoid, alpha, scale)
 
 
-def gated_silu_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+def gated_silu_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
     x_in, x_gate, sigmoid, alpha, scale = saved
     dy = dy * scale.dx
     dy *= sigmoid
@@ -262,15 +237,13 @@ gated_silu = primitive(gated_silu_forward, gated_silu_backward)
 
 
 # ---- residual: R' = a f(R) + b R, as a split at the base of the branch and an add at its end ----
-
-
-def residual_split_forward(x: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
+def residual_split_forward(x: Array, *, scale: ResidualScale = ResidualScale()) -> Output:
     """The branch's input, x itself. Its gradient is multiplied by scale.dbase: there u-µP applies the delayed a."""
-    check_floats("residual_split", x=x)
+    checks.floats("residual_split", x=x)
     return x, scale
 
 
-def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
+def residual_split_backward(dy: Array, saved: Saved) -> tuple[Array]:
     # y = x
     return (dy * saved.dbase,)
 
@@ -278,15 +251,15 @@ def residual_split_backward(dy: Array, saved: Any) -> tuple[Array]:
 residual_split = primitive(residual_split_forward, residual_split_backward)
 
 
-def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> tuple[Array, Any]:
+def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> Output:
     """y = a · branch + b · skip (eq. 17). All (B, T, D)."""
-    check_same("residual_add", branch=branch, skip=skip)
+    checks.same("residual_add", branch=branch, skip=skip)
     y = scale.a * branch
     y += scale.b * skip
     return y, scale
 
 
-def residual_add_backward(dy: Array, saved: Any) -> tuple[Array, Array]:
+def residual_add_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
     # y = a · branch + b · skip; with dbranch = 1 the branch sees dy itself, and a waits at the split (App. B)
     return dy * saved.dbranch, dy * saved.b
 
@@ -295,17 +268,12 @@ residual_add = primitive(residual_add_forward, residual_add_backward)
 
 
 # ---- cross_entropy: the loss ----
-
-
-def cross_entropy_forward(
-    logits: Array, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale()
-) -> tuple[Array, Any]:
+def cross_entropy_forward(logits: Array, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> Output:
     """Mean over tokens of -log softmax(alpha · logits)[target] (eq. 27), in nats: a scalar. alpha is α_loss-softmax.
 
     logits (..., V); targets (...), integers in [0, V). scale.dx multiplies dlogits = alpha/N · (p - onehot).
     """
-    check_floats("cross_entropy", logits=logits)
-    check_targets(targets, logits.shape[:-1], logits.shape[-1])
+    checks.cross_entropy(logits, targets)
     xp = xp_of(logits)
     z = alpha * logits.reshape(-1, logits.shape[-1])  # (N, V)
     z -= z.max(axis=-1, keepdims=True)
@@ -317,7 +285,7 @@ def cross_entropy_forward(
     return loss, (p, targets, logits.shape, alpha, scale)
 
 
-def cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, None]:
+def cross_entropy_backward(dy: Array, saved: Saved) -> tuple[Array, None]:
     p, targets, shape, alpha, scale = saved
     # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
     factor = dy * (scale.dx * alpha / len(p))
@@ -330,12 +298,10 @@ cross_entropy = primitive(cross_entropy_forward, cross_entropy_backward)
 
 
 # ---- linear_cross_entropy: the readout and its loss as one op, so that kernels need never hold all (N, V) logits ----
-
-
 def linear_cross_entropy_forward(
     x: Array, w: Array, targets: Array, *, alpha: float = 1.0, scale: Scale = Scale(), loss_scale: Scale = Scale(),
     fp8: LinearFormats = LinearFormats(),
-) -> tuple[Array, Any]:  # fmt: skip
+) -> Output:  # fmt: skip
     """cross_entropy(linear(x, w), targets). x (..., D), w (V, D), targets (...) -> a scalar.
 
     `scale` and `fp8` are linear's, `alpha` and `loss_scale` the loss's.
@@ -345,7 +311,7 @@ def linear_cross_entropy_forward(
     return loss, (of_linear, of_loss)
 
 
-def linear_cross_entropy_backward(dy: Array, saved: Any) -> tuple[Array, Array, None]:
+def linear_cross_entropy_backward(dy: Array, saved: Saved) -> tuple[Array, Array, None]:
     of_linear, of_loss = saved
     # loss = cross_entropy(logits, targets)
     dlogits, _ = cross_entropy_backward(dy, of_loss)

@@ -14,6 +14,7 @@ between multiplier, init and learning rate (abc-symmetry). DECAYS has two other 
 
 from collections.abc import Callable
 from math import cos, pi
+from typing import Any
 
 from microumup.backend import Array, xp_of
 from microumup.cpu import Arrays, Threads
@@ -50,59 +51,54 @@ def adamw(
     return (1 - decay) * w - lr * m_hat / (xp_of(v).sqrt(v_hat) + eps), m, v
 
 
-class AdamW:
-    """Adam with decoupled weight decay. Writes to `params`, C-contiguous arrays, in place.
+class Optimizer:
+    """Settings that both rules share: `lr` is η, `weight_decay` λ, `decay` one of DECAYS. Writes to `params` in place.
 
-    `lr_factors` are the C of the table (`Weight.C`), `lr` is η, `weight_decay` is λ and `decay` one of DECAYS.
+    A checkpoint keeps `params`, `moments` and `updates`, the number of updates so far.
     """
 
     def __init__(
-        self, params: Arrays, lr_factors: Factors, *, lr: float, weight_decay: float = 0.0, decay: str = "independent",
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, threads: Threads = Threads(),
+        self, params: Arrays, *, lr: float, weight_decay: float = 0.0, decay: str = "independent",
+        threads: Threads = Threads(),
     ) -> None:  # fmt: skip
-        self.params, self.lr_factors, self.threads = params, lr_factors, threads
-        self.lr, self.weight_decay, self.decay, self.betas, self.eps = lr, weight_decay, DECAYS[decay], betas, eps
-        self.updates = 0
-        self.m = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
-        self.v = {name: xp_of(w).zeros_like(w) for name, w in params.items()}
+        self.params, self.lr, self.weight_decay, self.decay = params, lr, weight_decay, DECAYS[decay]
+        self.updates, self.threads = 0, threads
+        self.moments: dict[str, Arrays] = {}
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay. `lr_factors` are the C of the table (`Weight.C`)."""
+
+    def __init__(
+        self, params: Arrays, lr_factors: Factors, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(params, **settings)
+        self.lr_factors, self.betas, self.eps = lr_factors, betas, eps
+        self.moments = {kind: {name: xp_of(w).zeros_like(w) for name, w in params.items()} for kind in "mv"}
 
     def step(self, grads: Arrays, s: float) -> None:
         """One update. grads has the shapes of params; s is the schedule's value."""
         self.updates += 1
 
         def update(name: str, w: Array, g: Array, m: Array, v: Array) -> None:
-            C = self.lr_factors[name]
+            lr = s * self.lr * (C := self.lr_factors[name])
             decay = self.decay(self.weight_decay, s, self.lr, C)
-            w[:], m[:], v[:] = adamw(
-                w, g, m, v, t=self.updates, lr=s * self.lr * C, decay=decay, betas=self.betas, eps=self.eps
-            )
+            w[:], m[:], v[:] = adamw(w, g, m, v, t=self.updates, lr=lr, decay=decay, betas=self.betas, eps=self.eps)
 
-        self.threads.over(update, self.params, grads, self.m, self.v)
-
-    def state(self) -> Arrays:
-        """Arrays that a checkpoint keeps, beside the params; the number of updates is kept with them."""
-        return {f"{kind}/{name}": a for kind, arrays in (("m", self.m), ("v", self.v)) for name, a in arrays.items()}
-
-    def load_state(self, state: Arrays, updates: int) -> None:
-        self.updates = updates
-        for name in self.params:
-            self.m[name], self.v[name] = state[f"m/{name}"], state[f"v/{name}"]
+        self.threads.over(update, self.params, grads, *self.moments.values())
 
 
-class SGD:
+class SGD(Optimizer):
     """Gradient descent on the true gradient: each g is divided by its constant c_W first (App. A.4).
 
     `gradient_constants` are `plan.gradient_constants(plan)`. The C of the table are Adam's and are not used: SGD's
     learning rate does not transfer over width by them.
     """
 
-    def __init__(
-        self, params: Arrays, gradient_constants: Factors, *, lr: float, weight_decay: float = 0.0,
-        decay: str = "independent", threads: Threads = Threads(),
-    ) -> None:  # fmt: skip
-        self.params, self.gradient_constants, self.threads = params, gradient_constants, threads
-        self.lr, self.weight_decay, self.decay = lr, weight_decay, DECAYS[decay]
-        self.updates = 0
+    def __init__(self, params: Arrays, gradient_constants: Factors, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self.gradient_constants = gradient_constants
 
     def step(self, grads: Arrays, s: float) -> None:
         """One update. grads has the shapes of params; s is the schedule's value."""
@@ -110,13 +106,6 @@ class SGD:
         decay = self.decay(self.weight_decay, s, self.lr, 1.0)
 
         def update(name: str, w: Array, g: Array) -> None:
-            w[:] = (1 - decay) * w - (s * self.lr / self.gradient_constants[name]) * g
+            w[:] = (1 - decay) * w - s * self.lr / self.gradient_constants[name] * g
 
         self.threads.over(update, self.params, grads)
-
-    def state(self) -> Arrays:
-        """Nothing: SGD remembers but the number of updates."""
-        return {}
-
-    def load_state(self, state: Arrays, updates: int) -> None:
-        self.updates = updates

@@ -15,9 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from microumup import __version__, checkpoint, corpora
-from microumup.config import ModelConfig, TrainConfig
+from microumup.config import ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
 from microumup.data import ByteTokenizer, Tokenizer
+
+RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
+
+
+def without_retired(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a config that an older version may have written, without those that are no more.
+
+    Raises ValueError where one of these has another value than the only one that ever ran.
+    """
+    for name, only in RETIRED.items():
+        if name in options and options[name] != only:
+            raise ValueError(f"{option_name(name)}: {options[name]} cannot be loaded; the option was only ever {only}")
+    return {name: options[name] for name in options if name not in RETIRED}
 
 
 class RunDir:
@@ -72,7 +85,7 @@ def load_config(run_dir: Path) -> TrainConfig:
     if not path.exists():
         raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
     try:
-        options = json.loads(path.read_text())
+        options = without_retired(json.loads(path.read_text()))
         return TrainConfig(**options | {"text": tuple(options["text"])})
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None

@@ -37,17 +37,17 @@ def main(argv: list[str] | None = None) -> int:
         "  microumup train --scheme sp --lr 2^-7   the standard parametrization\n"
         "  microumup train --text my_novel.txt     on a text of your own",
     )
-    sizes = "tiny: under a minute (default); laptop: minutes; paper: Table 6, for a GPU; other options override it"
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help=sizes)
     cli.add_options(parser, TrainConfig)
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
+    sizes = "tiny: under a minute (default), laptop: minutes, paper: Table 6, for a GPU; other options override it"
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", metavar="NAME", help=sizes)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its options")
-    parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)")
-    parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks at "
-                        "the range of every x, w and dy, for the command scales (default: none)")  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line")
+    cli.shared(parser, "device", "quiet", json="the result")
+    parser.add_rare(
+        parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)"),
+        parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks "
+                            "at the range of every x, w and dy, for the command scales (default: none)"),
+    )  # fmt: skip
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     with cli.bad_input(parser):

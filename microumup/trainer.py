@@ -32,9 +32,8 @@ class Diverged(Exception):
     """The loss became NaN or infinite. `step` is the update it was found at; the message says what to try."""
 
     def __init__(self, step: int, value: float, config: TrainConfig) -> None:
-        super().__init__(
-            f"the loss is {value} at step {step}; try a lower --lr than {config.eta:g} or a longer --warmup"
-        )
+        hint = f"try a lower --lr than {config.eta:g} or a longer --warmup"
+        super().__init__(f"the loss is {value} at step {step}; {hint}")
         self.step = step
 
 
@@ -101,14 +100,15 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def state(self) -> Arrays:
-        """Arrays that a checkpoint keeps."""
-        return {f"params/{name}": w for name, w in self.params.items()} | self.optimizer.state()
+        """Arrays that a checkpoint keeps: params/NAME, and m/NAME and v/NAME of AdamW."""
+        groups = {"params": self.params, **self.optimizer.moments}
+        return {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
 
     def load_state(self, state: Arrays, updates: int) -> None:
         """Go on from a checkpoint, with so many updates behind it."""
-        state = {name: to_device(array, self.device) for name, array in state.items()}
-        self.params |= {name: state[f"params/{name}"] for name in self.params}
-        self.optimizer.load_state(state, updates)
+        for group, arrays in {"params": self.params, **self.optimizer.moments}.items():
+            arrays |= {name: to_device(state[f"{group}/{name}"], self.device) for name in arrays}
+        self.optimizer.updates = updates
 
 
 def train(

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cupy_double
@@ -6,7 +7,8 @@ import numpy as np
 import pytest
 from cupy_double import counts
 
-from microumup.backend import choose_device, scatter_add, to_device, to_host, xp_of
+from microumup import backend
+from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, xp_of
 
 
 @pytest.fixture
@@ -79,13 +81,30 @@ def test_without_a_usable_gpu_auto_is_cpu_and_gpu_is_an_error_of_one_line(monkey
         choose_device("gpu")
     message = str(error.value)
     assert message.startswith("--device gpu: ")
-    assert "pip install" in message
+    assert install_hint("gpu13") in message
     assert "\n" not in message
 
 
 def test_an_unknown_device_is_named():
     with pytest.raises(ValueError, match="--device: 'cuda' is not one of auto, cpu, gpu"):
         choose_device("cuda")
+
+
+def test_in_a_clone_a_hint_says_where_to_install_from():
+    clone = Path(backend.__file__).parent.parent
+    assert (clone / "pyproject.toml").exists()  # the tests are run in one
+    assert install_hint("plot") == f"pip install -e '.[plot]' in {clone}"
+
+
+def test_elsewhere_a_hint_names_the_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "__file__", str(tmp_path / "site-packages" / "microumup" / "backend.py"))
+    assert install_hint("plot") == "pip install 'microumup[plot]'"
+
+
+def test_no_other_module_spells_out_how_to_install_something():
+    package = Path(backend.__file__).parent
+    spelled = [str(path.relative_to(package)) for path in package.rglob("*.py") if "pip install" in path.read_text()]
+    assert sorted(spelled) == ["backend.py"]
 
 
 # ---- Moving arrays ----

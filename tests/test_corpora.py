@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import lzma
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from microumup import corpora
+from microumup.backend import install_hint
 from microumup.data import load_corpus
 
 REPOSITORY = Path(__file__).parent.parent
@@ -313,7 +315,7 @@ def test_a_missing_extra_is_a_hint(cache, monkeypatch, module, options):
     for name in ("huggingface_hub", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, io)  # stands for any module: only `module` is missing
     monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
-    with pytest.raises(ValueError, match=rf"^--.*: needs {module.split('.')[0]}; pip install 'microumup\[data\]'$"):
+    with pytest.raises(ValueError, match=rf"^--.*: needs {module.split('.')[0]}; {re.escape(install_hint('data'))}$"):
         load_corpus(**options, seq_len=8)
 
 

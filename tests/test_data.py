@@ -32,9 +32,7 @@ def test_unknown_corpus_is_named():
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 255, 65537])
 def test_impossible_vocabulary_is_named(vocab_size):
-    with pytest.raises(
-        ValueError, match=rf"^--vocab-size {vocab_size}: take 256 for bytes, or up to 65536 for BPE$"
-    ):
+    with pytest.raises(ValueError, match=rf"^--vocab-size {vocab_size}: take 256 for bytes, or up to 65536 for BPE$"):
         load_corpus(vocab_size=vocab_size, seq_len=8)
 
 

@@ -15,7 +15,6 @@ from microumup.fp8 import (
     LinearFormats,
     parse_recipe,
     quantize,
-    quantize_nonsaturating,
 )
 
 DTYPES = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
@@ -67,10 +66,8 @@ def random_patterns(count, seed=0):
 
 
 def test_the_limits_are_those_of_the_ocp_specification():
-    assert E4M3[:6] == ("e4m3", 3, -6, 448.0, 2.0**-6, 2.0**-9)
-    assert np.isnan(E4M3.overflow)
-    assert E5M2[:6] == ("e5m2", 2, -14, 57344.0, 2.0**-14, 2.0**-16)
-    assert E5M2.overflow == np.inf
+    assert E4M3 == ("e4m3", 3, -6, 448.0, 2.0**-6, 2.0**-9)
+    assert E5M2 == ("e5m2", 2, -14, 57344.0, 2.0**-14, 2.0**-16)
 
 
 @both_formats
@@ -126,13 +123,12 @@ def test_quantizing_twice_is_quantizing_once(fmt):
 
 
 @both_formats
-@pytest.mark.parametrize("function", [quantize, quantize_nonsaturating])
-def test_no_floating_point_warning(fmt, function):
+def test_no_floating_point_warning(fmt):
     signaling = np.uint32([0x7F800001, 0xFF800001]).view(np.float32)
     x = np.concatenate([bfloat16_patterns(), signaling])
     with warnings.catch_warnings(), np.errstate(all="warn"):
         warnings.simplefilter("error")
-        function(x, fmt)
+        quantize(x, fmt)
 
 
 @pytest.mark.parametrize("size", [0, 1, cpu.BLOCK - 1, cpu.BLOCK, cpu.BLOCK + 1, 2 * cpu.BLOCK + 3])
@@ -161,25 +157,17 @@ def test_only_what_cupy_offers_is_used_and_on_the_whole_array_at_once(monkeypatc
     def recorded(name):
         return lambda *args, **kwargs: calls.append(name) or getattr(np, name)(*args, **kwargs)
 
-    names = "ascontiguousarray asarray bitwise_and clip copysign divide empty empty_like floor maximum multiply rint where"
+    names = (
+        "ascontiguousarray asarray bitwise_and clip copysign divide empty empty_like floor maximum multiply rint where"
+    )
     cupy = types.SimpleNamespace(**{name: recorded(name) for name in names.split()})
     for module in (fp8, cpu):
         monkeypatch.setattr(module, "xp_of", lambda array: cupy)
     x = random_patterns(2 * cpu.BLOCK + 3)
     assert_same_bits(quantize(x, E4M3), reference(x, E4M3))
     assert calls.count("rint") == 1
-    assert_same_bits(quantize_nonsaturating(x, E4M3), cast(x, E4M3))
 
 
-@both_formats
-@pytest.mark.parametrize(
-    "inputs", [codes, midpoints, lambda fmt: bfloat16_patterns()], ids=["codes", "midpoints", "bfloat16"]
-)
-def test_without_saturation_it_is_the_plain_cast(fmt, inputs):
-    assert_same_bits(quantize_nonsaturating(inputs(fmt), fmt), cast(inputs(fmt), fmt))
-
-
-@pytest.mark.parametrize("function", [quantize, quantize_nonsaturating])
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -189,9 +177,9 @@ def test_without_saturation_it_is_the_plain_cast(fmt, inputs):
         ([1.0], "x is <class 'list'>; pass float32"),
     ],
 )
-def test_x_must_be_float32(function, x, message):
+def test_x_must_be_float32(x, message):
     with pytest.raises(ValueError, match=message):
-        function(x, E4M3)
+        quantize(x, E4M3)
 
 
 @pytest.mark.parametrize("fmt", ["e4m3", None])

@@ -8,7 +8,7 @@ from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate, using
 from microumup.fp8 import E4M3, LinearFormats
 from microumup.model import init_params, loss
-from microumup.ops import ResidualScale, Scale
+from microumup.ops import Scale
 from microumup.plan import plan
 from microumup.ranges import linear_ranges
 
@@ -59,12 +59,6 @@ CASES = {
     ),
     "rms_norm": ("rms_norm", [normal(3, 700, 24)], {"eps": 0.1}),
     "gated_silu": ("gated_silu", [normal(3, 700, 24), normal(3, 700, 24, seed=1)], {"alpha": 1.7, "scale": SCALE}),
-    "residual_split": ("residual_split", [normal(3, 70, 24)], {"scale": ResidualScale(0.3, 0.9, 0.5, 0.7)}),
-    "residual_split, plain": ("residual_split", [normal(3, 70, 24)], {}),
-    "residual_add, plain": ("residual_add", [normal(3, 70, 24), normal(3, 70, 24, seed=1)], {}),
-    "residual_add": (
-        "residual_add", [normal(3, 700, 24), normal(3, 700, 24, seed=1)], {"scale": ResidualScale(0.3, 0.9, 0.5, 0.7)}
-    ),
     "attention": ("attention", QKV, {"head_dim": 16, "score_scale": 0.3, "scale": SCALE}),
     "attention, one block": ("attention", [x[:, :40] for x in QKV], {"head_dim": 8, "score_scale": 0.3}),
     "attention, few queries": ("attention", [QKV[0][:, :7], *QKV[1:]], {"head_dim": 16, "scale": SCALE}),
@@ -105,7 +99,7 @@ def test_the_head_in_chunks_is_the_head_at_once(monkeypatch, logits):
 
 
 @pytest.mark.parametrize("block", [1, 1000, 10**9])
-@pytest.mark.parametrize("case", ["rms_norm", "gated_silu", "residual_add", "head"])
+@pytest.mark.parametrize("case", ["rms_norm", "gated_silu", "head"])
 def test_the_size_of_a_block_does_not_matter(monkeypatch, case, block):
     monkeypatch.setattr(fused, "BLOCK", block)
     monkeypatch.setattr(cpu, "BLOCK", block)
@@ -175,7 +169,7 @@ LAYOUTS = {
     "Fortran order": np.asfortranarray, "transposed": reversed_axes, "sliced": sliced, "negative strides": backwards,
     "cut out": cut_out, "broadcast": broadcast,
 }  # fmt: skip
-LAID_OUT = [case for case in CASES if "large" not in case and case != "residual_split, plain"]
+LAID_OUT = [case for case in CASES if "large" not in case]
 
 
 def dirty():

@@ -1,11 +1,13 @@
 import json
 import tracemalloc
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup import checkpoint
 from microumup.config import ModelConfig, TrainConfig
 from microumup.data import Corpus
 from microumup.generate import generate, load_run, main
@@ -88,6 +90,19 @@ def test_a_run_is_loaded_as_it_was_trained(run_dir: Path, corpus: Corpus) -> Non
     assert numbers == plan(ModelConfig(width=16, head_dim=8, seq_len=16), 1)
     assert params["head"].dtype == np.float32
     assert tokenizer.vocab_size == 256
+
+
+def test_a_run_of_an_older_version_is_loaded(run_dir: Path, tmp_path: Path) -> None:
+    before = load_run(run_dir)[0]
+    run_dir = Path(copytree(run_dir, tmp_path / "old"))
+    arrays, info = checkpoint.load(path := run_dir / "checkpoint.safetensors")
+    info["model"]["tied_embeddings"] = False
+    checkpoint.save(path, arrays, info)
+    assert load_run(run_dir)[0] == before
+    info["model"]["tied_embeddings"] = True
+    checkpoint.save(path, arrays, info)
+    with pytest.raises(ValueError, match="--tied-embeddings: True cannot be loaded"):
+        load_run(run_dir)
 
 
 def test_the_command_continues_a_prompt(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

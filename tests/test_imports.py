@@ -6,30 +6,9 @@ from pathlib import Path
 import pytest
 
 import microumup
+from microumup import APPENDICES, CHAPTERS
 
-BOOK = (
-    "backend", "engine", "fp8", "ops", "multipliers", "parametrization", "model", "optim", "data", "checkpoint", "train"
-)  # fmt: skip
-
-
-def book_before(name):
-    return set(BOOK[: BOOK.index(name)])
-
-
-# What each module, or package within the package, may import: a new one goes in here.
-ALLOWED = {name: book_before(name) for name in BOOK}
-ALLOWED["threads"] = set()
-ALLOWED["fused"] = book_before("multipliers")
-ALLOWED["optim"] |= {"threads"}
-ALLOWED["corpora"] = {"backend"}
-ALLOWED["data"] |= {"corpora"}
-ALLOWED["cli"] = book_before("optim")
-ALLOWED["generate"] = book_before("train") | {"cli"}
-ALLOWED["ranges"] = book_before("train") | {"fused"}
-ALLOWED["train"] |= {"cli", "fused", "generate", "ranges", "threads"}
-EVERYTHING = {*ALLOWED, "lab", "interop"}
-ALLOWED |= dict.fromkeys(("lab", "interop", "__main__"), EVERYTHING)
-ALLOWED["__init__"] = set()  # the version alone, so anyone may import it
+AROUND = ("lab", "interop", "__main__")  # may import the whole book, and each other but for __main__
 
 
 def imports(path, package):
@@ -49,24 +28,49 @@ def imports(path, package):
                 yield node.lineno, str(node.args[0].value)
 
 
+def edges(package):
+    """(file, line, importing module, imported module) of every import within the package."""
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        for line, name in imports(path, package):
+            root, _, rest = name.partition(".")
+            target = rest.partition(".")[0]
+            if root == package.name and ((package / target).is_dir() or (package / f"{target}.py").exists()):
+                yield relative, line, relative.parts[0].removesuffix(".py"), target
+
+
 def bad_edges(package):
     """A line for every import that points the wrong way."""
     found = []
     for path in sorted(package.rglob("*.py")):
-        relative = path.relative_to(package)
-        importer = relative.parts[0].removesuffix(".py")
-        if importer not in ALLOWED:
-            found.append(f"{relative}: has no place in the order; give it one in {Path(__file__).name}")
-            continue
+        module = path.relative_to(package).parts[0].removesuffix(".py")
+        if module not in (*CHAPTERS, *APPENDICES, *AROUND, "__init__"):
+            found.append(f"{path.relative_to(package)}: is neither a chapter nor an appendix; list it in __init__.py")
         for line, name in imports(path, package):
-            root, _, rest = name.partition(".")
-            if root in ("cupy", "cupyx") and importer != "backend":
-                found.append(f"{relative}:{line} imports {root}; only backend may")
-            target = rest.partition(".")[0]
-            if not (package / target).is_dir() and not (package / f"{target}.py").exists():
-                target = "__init__"  # a name in the package itself, as __version__
-            if root == package.name and target not in ALLOWED[importer] | {importer, "__init__"}:
-                found.append(f"{relative}:{line} imports {target}, which comes later")
+            if name.partition(".")[0] in ("cupy", "cupyx") and module != "backend":
+                found.append(f"{path.relative_to(package)}:{line} imports {name.partition('.')[0]}; only backend may")
+    graph = {}
+    for _, _, module, target in edges(package):
+        graph.setdefault(module, set()).add(target)
+
+    def read(appendix, seen=()):
+        """The chapters that an appendix reads, itself or through others."""
+        targets = graph.get(appendix, set())
+        below = [read(t, (*seen, appendix)) for t in targets if t in APPENDICES and t not in (*seen, appendix)]
+        return {t for t in targets if t in CHAPTERS}.union(*below)
+
+    for relative, line, module, target in edges(package):
+        if module == target:
+            continue
+        before = CHAPTERS[: CHAPTERS.index(module)] if module in CHAPTERS else CHAPTERS
+        if target in AROUND:
+            wrong = module not in AROUND or target == "__main__"
+        elif target in CHAPTERS:
+            wrong = target not in before
+        else:
+            wrong = module in CHAPTERS and not read(target) <= set(before)
+        if wrong:
+            found.append(f"{relative}:{line} imports {target}, which comes later")
     return found
 
 
@@ -74,15 +78,22 @@ def test_every_import_points_back():
     assert bad_edges(Path(microumup.__file__).parent) == []
 
 
+def test_every_chapter_and_appendix_exists():
+    here = {path.stem for path in Path(microumup.__file__).parent.glob("*.py")}
+    assert here == {*CHAPTERS, *APPENDICES, "__init__", "__main__"}
+
+
 GOOD = {
     "backend.py": "import importlib\nimport numpy\n\ndef f():\n    importlib.import_module('cupy')\n",
     "engine.py": "from microumup.backend import Array",
-    "fp8.py": "",
+    "cpu.py": "from microumup.backend import Array",
+    "fp8.py": "from microumup.cpu import blocks",
     "ops.py": "from microumup import __version__, backend, engine",
     "multipliers.py": "from .ops import Scale",
+    "config.py": "from microumup.fp8 import E4M3",
     "model.py": "import microumup.ops as ops\nfrom . import multipliers",
     "checkpoint.py": "",
-    "cli.py": "from microumup.model import ModelConfig",
+    "cli.py": "from microumup.config import ModelConfig",
     "generate.py": "from microumup import checkpoint, cli",
     "train.py": "from microumup.generate import generate",
     "__init__.py": "__version__ = '0'",
@@ -91,6 +102,7 @@ GOOD = {
     "lab/bench.py": "from microumup import fused\nfrom ..train import train\nfrom .figures import draw",
     "lab/figures.py": "from . import bench",
     "fused.py": "from microumup import ops",
+    "trainer.py": "from microumup import fused",
 }
 
 
@@ -117,15 +129,16 @@ BAD = [
     ("engine.py", "__import__('microumup.ops')", "engine.py:1 imports ops, which comes later"),
     ("ops.py", "from microumup.lab.bench import main", "ops.py:1 imports lab, which comes later"),
     ("ops.py", "from microumup import fused", "ops.py:1 imports fused, which comes later"),
-    ("cli.py", "from microumup import checkpoint", "cli.py:1 imports checkpoint, which comes later"),
-    ("generate.py", "from microumup.train import Trainer", "generate.py:1 imports train, which comes later"),
-    ("__init__.py", "from microumup.ops import linear", "__init__.py:1 imports ops, which comes later"),
+    ("fp8.py", "from microumup import cli", "fp8.py:1 imports cli, which comes later"),
+    ("cpu.py", "from microumup import ops", "fp8.py:1 imports cpu, which comes later"),
+    ("cpu.py", "from microumup import fused", "fp8.py:1 imports cpu, which comes later"),
+    ("checkpoint.py", "from microumup.lab import bench", "checkpoint.py:1 imports lab, which comes later"),
     ("lab/bench.py", "from microumup.__main__ import main", "lab/bench.py:1 imports __main__, which comes later"),
     ("lab/bench.py", "from ..__main__ import main", "lab/bench.py:1 imports __main__, which comes later"),
     ("lab/bench.py", "import cupy as xp", "lab/bench.py:1 imports cupy; only backend may"),
     ("ops.py", "from cupy.linalg import norm", "ops.py:1 imports cupy; only backend may"),
     ("ops.py", "import importlib\nimportlib.import_module('cupyx')", "ops.py:2 imports cupyx; only backend may"),
-    ("extra.py", "", "extra.py: has no place in the order; give it one in test_imports.py"),
+    ("extra.py", "", "extra.py: is neither a chapter nor an appendix; list it in __init__.py"),
 ]  # fmt: skip
 
 

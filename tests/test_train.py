@@ -161,7 +161,7 @@ def test_learning_rates_can_be_written_as_powers(text: str, value: float) -> Non
 
 def test_every_option_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["--help"])
+        main(["--help-all"])
     assert end.value.code == 0
     text = capsys.readouterr().out
     for name in TrainConfig.__dataclass_fields__:

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from microumup import cli
+from microumup import cli, fused
 from microumup.backend import Array
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
@@ -87,7 +87,7 @@ def random_tokens(config: TrainConfig) -> Array:
 
 
 def our_loss_and_gradients(shape: Shape, threads: int, scheme: str) -> tuple[float, dict[str, Array]]:
-    """What a training step makes of the batch, on whatever path it goes: the loss, and each weight's true gradient.
+    """Loss and true gradient of each weight, as a training step makes them of the batch on whatever path it goes.
 
     A step of SGD takes s · η times the gradient from a weight. At so large an η nothing is left beside it.
     """
@@ -98,7 +98,7 @@ def our_loss_and_gradients(shape: Shape, threads: int, scheme: str) -> tuple[flo
 
 
 def disagreement(ours: tuple[float, dict[str, Array]], theirs: tuple[float, dict[str, Array]]) -> tuple[str, float]:
-    """What differs most, the loss or the gradient of a weight, and by how much of its size."""
+    """Name of what differs most, the loss or the gradient of a weight, and by how much of its size."""
     (loss, grads), (their_loss, their_grads) = ours, theirs
     found = {"the loss": abs(loss - their_loss) / abs(their_loss)}
     for name, grad in their_grads.items():
@@ -131,7 +131,7 @@ def bar(things: Iterable[T], what: str, progress: bool) -> Iterable[T]:
 
 
 class Ratio(NamedTuple):
-    """Of two programs' times, turn by turn: the median, and the quartiles."""
+    """Median and quartiles of the ratios of two programs' times, turn by turn."""
 
     median: float
     low: float
@@ -139,7 +139,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(ours: Array, theirs: Array) -> Ratio:
-    """Of two rows of times, taken in turns."""
+    """Ratio of two rows of times, taken in turns."""
     of_turns = (ours / theirs).tolist()
     low, _, high = quantiles(of_turns, n=4) if len(of_turns) > 1 else of_turns * 3
     return Ratio(median(of_turns), low, high)
@@ -185,7 +185,7 @@ class Disagreement(Exception):
 
 
 def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progress: bool) -> dict[str, Any]:
-    """What `--json` puts out about a config, but for its ledger.
+    """Measurements of a config, as `--json` puts them out, but for its ledger.
 
     Raises ValueError where a peer is not installed, Disagreement where it computes something else.
     """
@@ -218,7 +218,7 @@ def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progres
 
 
 def check(peer: str, shape: Shape, threads: int) -> float:
-    """By how much a peer's loss and gradients differ from ours, at most. Raises Disagreement beyond AGREEMENT."""
+    """Largest difference of a peer's loss and gradients from ours. Raises Disagreement beyond AGREEMENT."""
     ours = our_loss_and_gradients(shape, threads, TWINS[peer].scheme)
     what, size = disagreement(ours, new_twin(peer, shape, threads).loss_and_gradients())
     if not size <= AGREEMENT:
@@ -231,6 +231,17 @@ def by_width(threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
     programs = {str(width): new_program(OURS, CONFIGS["A"] | {"width": width}, threads) for width in WIDTHS}
     times = take_turns(programs, rounds, progress=progress, what="widths")
     return {width: 1000 * float(np.median(seconds)) for width, seconds in times.items()}
+
+
+def by_pair(name: str, threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
+    """Share of a step that each pair of `fused.py` gains: the readable pair's step over ours, less 1; by op."""
+    programs: dict[str, Program] = {}
+    for op in (None, *fused.KERNELS):
+        trainer = new_trainer(CONFIGS[name], threads)
+        trainer.kernels = {other: pair for other, pair in fused.KERNELS.items() if other is not op}
+        programs[op.__name__ if op else ""] = partial(trainer.update, 0)
+    times = take_turns(programs, rounds, progress=progress, what=f"config {name}, pairs")
+    return {op: ratio(seconds, times[""]).median - 1 for op, seconds in times.items() if op}
 
 
 def count(name: str) -> dict[str, Any]:
@@ -313,15 +324,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=cli.whole, default=1, metavar="N", help="of each program (1)")
     parser.add_argument("--rounds", type=cli.whole, default=15, metavar="N", help="turns to take the median of (15)")
     parser.add_argument("--widths", action="store_true", help="our step at widths 32 to 512 too, all else as in A")
+    parser.add_argument("--pairs", action="store_true", help="what each pair of fused.py gains, of our step")
     parser.add_argument("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
     parser.add_argument("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON, all that was measured")
+    cli.shared(parser, "quiet", json="all that was measured")
     args = parser.parse_args(argv)
     say, progress = cli.say(args.quiet), not args.quiet
     with cli.bad_input(parser):
         check_least(args, rounds=1, threads=1)
-        if args.fp8 and (args.config or args.vs or args.widths or args.ledger or args.threads > 1):
+        if args.fp8 and (args.config or args.vs or args.widths or args.pairs or args.ledger or args.threads > 1):
             raise ValueError("--fp8: has shapes and peers of its own; give it no option but --rounds, --quiet, --json")
         peers = list(dict.fromkeys(args.vs or ()))
         for peer in peers:
@@ -342,6 +353,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"microumup bench: config {name}: {error}", file=sys.stderr)
                 return 1
             print_bench(say, benches[-1])
+            if args.pairs:
+                benches[-1]["pairs"] = by_pair(name, args.threads, args.rounds, progress=progress)
+                say("gain: " + ", ".join(f"{op} {gain:+.1%}" for op, gain in benches[-1]["pairs"].items()))
             if args.ledger:
                 benches[-1]["ledger"] = count(name)
                 print_ledger(say, benches[-1]["ledger"])

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
-from microumup.cli import Parser, bad_input, say, whole
+from microumup.cli import Parser, bad_input, say, shared, whole
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
@@ -43,19 +43,21 @@ from microumup.optim import AdamW, Factors
 from microumup.parametrization import SCHEMES
 from microumup.plan import Plan, gradient_constants, plan
 
+Moments = dict[str, Arrays]  # by "m" and "v"
+
 
 class Moved(NamedTuple):
     """A checkpoint in another scheme, and a sentence for each thing that training on from it will not keep."""
 
     params: Arrays
-    state: Arrays
+    moments: Moments
     changes: list[str]
 
 
-def move(params: Arrays, state: Arrays, source: Plan, target: Plan) -> Moved:
-    """Weights and optimizer state of `source` as those of `target`; the number of updates stays what it is.
+def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
+    """Weights and moments of `source` as those of `target`; the number of updates stays what it is.
 
-    `state` is AdamW's, or SGD's empty one. Where `changes` is empty Adam
+    `moments` are AdamW's, or none of SGD. Where `changes` is empty Adam
     stays on its trajectory at ε = 0, with weight decay that is independent of C. SGD, which has no C, does with the
     gradient constants of `target` over θ². Raises ValueError where source and target cannot be the same network, or
     cast to FP8, through which no factor passes unchanged.
@@ -69,10 +71,11 @@ def move(params: Arrays, state: Arrays, source: Plan, target: Plan) -> Moved:
         raise ValueError("move: params are not those of source; they need the names in source.weights")
     theta = weight_factors(source, target)
     c, moved_c = gradient_constants(source), gradient_constants(target)
-    moved = {}
-    for key, array in state.items():
-        moment, _, name = key.partition("/")
-        moved[key] = array * (moved_c[name] / c[name] / theta[name]) ** {"m": 1, "v": 2}[moment]
+    of_g = {name: moved_c[name] / c[name] / theta[name] for name in theta}
+    moved = {
+        moment: {name: array * of_g[name] ** {"m": 1, "v": 2}[moment] for name, array in arrays.items()}
+        for moment, arrays in moments.items()
+    }
     return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
 
 
@@ -210,9 +213,9 @@ def measure(link: Link, source: Plan, target: Plan, *, steps: int = 30, seed: in
     train(source, half, text[:steps])
 
     def differences(moved_C: Factors, eps: float = 0.0) -> Array:
-        here, moved = deepcopy(half), move(half.params, half.state(), source, target)
+        here, moved = deepcopy(half), move(half.params, half.moments, source, target)
         there = AdamW(moved.params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
-        there.load_state(moved.state, half.updates)
+        there.moments, there.updates = moved.moments, half.updates
         here.eps = eps
         return np.abs(train(target, there, text[steps:]) - train(source, here, text[steps:]))
 
@@ -253,12 +256,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command `chain`: 0 when every step does what its row says, 1 when one does not, 2 on a bad argument."""
     parser = Parser("chain", __doc__ or "")
     text = {f.name: f.metadata["help"] for f in fields(ModelConfig)}
-    text |= {"steps": "updates before the move, and again after it", "seed": "of the initial weights and the text"}
-    for name, default in {**SIZES, "steps": 30, "seed": 0}.items():
+    text |= {"steps": "updates before the move, and again after it"}
+    for name, default in {**SIZES, "steps": 30}.items():
         described = f"{text[name]} (default: {default})"
         parser.add_argument(option_name(name), type=whole, default=default, metavar="N", help=described)
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, and all steps")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)
     with bad_input(parser):
         check_least(args, steps=2, seed=0)

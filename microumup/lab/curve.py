@@ -1,27 +1,43 @@
 """Loss curves of runs, against what counting letters would know: `python -m microumup curve RUN_DIR … --plot FILE`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.data import load_corpus
+from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
+from microumup.run_dir import load_config
+
+Config = dict[str, Any]
 
 
-def read_run(run_dir: Path) -> tuple[dict[str, Any], Array]:
+class Curve(NamedTuple):
+    """A run as it is shown. `losses` are smoothed; the last is of step `steps`, counted from 1."""
+
+    label: str
+    losses: Array
+    steps: int
+
+    def at(self, step: int) -> float | None:
+        """The loss of a step, if there is one."""
+        first = self.steps - len(self.losses) + 1
+        return float(self.losses[step - first]) if first <= step <= self.steps else None
+
+
+def read_run(run_dir: Path) -> tuple[Config, Array]:
     """The config of a run and its losses, a number a step. Raises ValueError when there is none."""
+    config, metrics = asdict(load_config(run_dir)), run_dir / "metrics.jsonl"
     try:
-        config = json.loads((run_dir / "config.json").read_text())
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        losses = [json.loads(line)["loss"] for line in lines]
-    except FileNotFoundError as error:
-        raise ValueError(f"{run_dir} holds no run: there is no {Path(error.filename).name}") from None
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{run_dir}: its config or metrics are damaged ({error})") from None
+        losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    except FileNotFoundError:
+        raise ValueError(f"{run_dir} holds no run: there is no {metrics.name}") from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{metrics} is damaged ({error})") from None
     if not losses:
         raise ValueError(f"{run_dir}: no step is logged yet")
     return config, np.array(losses)
@@ -45,10 +61,42 @@ def conditional_entropies(tokens: Array, orders: int) -> list[float]:
     return np.diff(joint).tolist()
 
 
-def labels(configs: list[dict[str, Any]]) -> list[str]:
-    """What tells the runs apart: the options in which they differ, or the scheme and width of a single one."""
-    names = [name for name in configs[0] if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    return [", ".join(f"{name} {config.get(name)}" for name in names or ("scheme", "width")) for config in configs]
+def labels(configs: list[Config], run_dirs: list[Path]) -> list[str]:
+    """A name for each run: the options in which they differ, or the scheme and width where there are none.
+
+    `threads` are left out, they change no more than roundings. What tells none apart is followed by its directory.
+    """
+    shown = [{name: _show(name, value) for name, value in config.items() if name != "threads"} for config in configs]
+    names = [name for name in shown[0] if len({options[name] for options in shown}) > 1] or ["scheme", "width"]
+    texts = [", ".join(options[name] for name in names) for options in shown]
+    dirs = [path.name for path in run_dirs]
+    if len(set(zip(texts, dirs, strict=True))) < len(texts):
+        dirs = list(map(str, run_dirs))
+    return [f"{text} ({dir})" if texts.count(text) > 1 else text for text, dir in zip(texts, dirs, strict=True)]
+
+
+def _show(name: str, value: Any) -> str:
+    if isinstance(value, tuple):  # of files, whose directories say little
+        value = "+".join(Path(path).name for path in value) or "none"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def columns(curves: list[Curve]) -> list[int]:
+    """The steps to show: nine spread over the longest curve, and the last of every other."""
+    longest = max(curves, key=lambda curve: curve.steps)
+    spread = np.linspace(longest.steps - len(longest.losses) + 1, longest.steps, 9)
+    return sorted({*spread.astype(int).tolist(), *(curve.steps for curve in curves)})
+
+
+def table(curves: list[Curve]) -> str:
+    """A line per curve, under the steps of its columns."""
+    steps, title = columns(curves), "loss, mean over 2 % of a run;  step"
+    rows = [[title, *map(str, steps)]]
+    for curve in curves:
+        losses = [curve.at(step) for step in steps]
+        rows.append([curve.label, *("-" if loss is None else f"{loss:.3f}" for loss in losses)])
+    wide, narrow = max(len(row[0]) for row in rows), max(7, len(str(steps[-1])) + 2)
+    return "\n".join(f"{label:{wide}}" + "".join(f"{cell:>{narrow}}" for cell in cells) for label, *cells in rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,48 +105,53 @@ def main(argv: list[str] | None = None) -> int:
         "curve", "Loss along training of one run or several, and what counting bytes would know.", operands="RUN_DIR …"
     )
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs that train wrote")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw to FILE, a .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: steps and smoothed losses by run")
+    cli.shared(parser, "plot", "quiet", json="by run its smoothed losses and the step of the first, from 1; entropies")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         pic.check_path(args.plot)
-        configs, losses = zip(*map(read_run, args.run_dirs), strict=True)
-        entropies = _entropies(configs[0])
-        curves = {label: smoothed(loss) for label, loss in zip(labels(list(configs)), losses, strict=True)}
+        run_dirs = list({path.resolve(): path for path in args.run_dirs}.values())
+        configs, losses = map(list, zip(*map(read_run, run_dirs), strict=True))
+        entropies = _entropies(configs)
+        named = zip(labels(configs, run_dirs), losses, strict=True)
+        curves = [Curve(label, smoothed(loss), len(loss)) for label, loss in named]
         if args.plot:
-            plot(args.plot, curves, [len(loss) for loss in losses], entropies)
-    for label, curve in curves.items():
-        at = np.linspace(0, len(curve) - 1, min(9, len(curve))).astype(int)
-        print(f"{label}: " + " ".join(f"{loss:.3f}" for loss in curve[at]))
+            per_byte = all(config["vocab_size"] == BYTES for config in configs)
+            plot(args.plot, curves, entropies, unit="byte" if per_byte else "token")
+    say = cli.say(args.quiet)
+    say(table(curves))
     for order, entropy in enumerate(entropies):
-        print(f"entropy of a byte given the {order} before it: {entropy:.3f}")
+        say(f"entropy of a byte given the {order} before it: {entropy:.3f}")
+    if not entropies:
+        say("no entropies beside them: they are known where all runs are on the corpus sotu, in bytes")
     if args.json:
-        points = {label: curve.tolist() for label, curve in curves.items()}
-        print(json.dumps({"curves": points, "entropies": entropies}))
+        points = {curve.label: curve.losses.tolist() for curve in curves}
+        first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
+        print(json.dumps({"curves": points, "first_step": first, "entropies": entropies}))
     return 0
 
 
-def _entropies(config: dict[str, Any]) -> list[float]:
-    """Of the shipped corpus, up to the three bytes before; of others nothing is known beforehand."""
-    if config["corpus"] != "sotu" or config["text"] or config["vocab_size"] != 256:
+def _entropies(configs: list[Config]) -> list[float]:
+    """Entropies of the shipped corpus, up to the three bytes before; none unless all runs are on it, in bytes."""
+    if any(c["corpus"] != "sotu" or c["text"] or c["vocab_size"] != BYTES for c in configs):
         return []
-    corpus = load_corpus(seq_len=config["seq_len"])
+    corpus = load_corpus(seq_len=configs[0]["seq_len"])
     return conditional_entropies(np.concatenate((corpus.train, corpus.valid)), 4)
 
 
-def plot(path: Path, curves: dict[str, Array], steps: list[int], entropies: list[float]) -> None:
-    """Draw smoothed loss against step. Raises ValueError without matplotlib."""
+def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) -> None:
+    """Draw smoothed loss, in nats per `unit`, against step. Raises ValueError without matplotlib."""
     figure = pic.new_figure(8, 4.5)
     ax = figure.subplots()
-    for (label, curve), count, colour in zip(curves.items(), steps, pic.COLOURS * len(curves), strict=False):
-        ax.plot(np.arange(count - len(curve), count) + 1, curve, color=colour, label=label, linewidth=2)
+    for (label, losses, steps), colour in zip(curves, pic.COLOURS * len(curves), strict=False):
+        x = np.arange(steps - len(losses), steps) + 1
+        ax.plot(x, losses, color=colour, label=label, linewidth=2, zorder=2 + 1 / steps)  # a shorter one is in front
     for order, entropy in enumerate(entropies[1:], start=1):
         ax.axhline(entropy, color="dimgray", linewidth=1, linestyle=(0, (1 + 2 * order, 2)), zorder=0)
         text = f"entropy of a byte given the {order} before it".replace("the 1 before", "the one before")
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
         ax.annotate(text, (0.995, entropy), **place, ha="right", va="top", color="dimgray")
-    ax.set(xlabel="step", ylabel="training loss (nats per byte)" if entropies else "training loss (nats per token)")
-    lowest = min([*entropies, *(float(curve.min()) for curve in curves.values())])
+    ax.set(xlabel="step", ylabel=f"training loss (nats per {unit})")
+    lowest = min([*entropies, *(float(curve.losses.min()) for curve in curves)])
     ax.set_ylim(bottom=lowest - 0.2)  # room for the lowest line's words
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

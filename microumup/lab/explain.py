@@ -71,7 +71,7 @@ class Totals(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """All there is to say of a model before it is trained, in the order of the model."""
+    """Numbers of a model before it is trained, in the order of the model."""
 
     plan: Plan
     parameters: list[Parameter]
@@ -142,7 +142,7 @@ def _shares(p: Plan) -> list[float]:
 
 
 def hints(config: TrainConfig, ledger: Ledger) -> list[str]:
-    """What is suspicious by the numbers alone, a line each; mostly nothing."""
+    """Suspicions by the numbers alone, a line each; mostly none."""
     c, t, typical, adam = config, ledger.totals, config.rules.typical_lr, config.optimizer == "adamw"
     times, side = max((c.eta / typical, "above"), (typical / c.eta, "below"))
     rising, decay = round(c.warmup * c.steps), max(p.decay for p in ledger.parameters)
@@ -216,10 +216,9 @@ memory         {t.memory_bytes / 1e6:,.1f} MB of float32 weights and optimizer s
 def main(argv: list[str] | None = None) -> int:
     """The command `explain`."""
     parser = cli.Parser("explain", __doc__ or "")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
     cli.add_options(parser, TrainConfig)
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON, the ledger with every parameter")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
+    cli.shared(parser, "quiet", json="the ledger with every parameter")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         config = TrainConfig(**PRESETS[args.preset] | cli.given(args, TrainConfig))

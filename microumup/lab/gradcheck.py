@@ -17,12 +17,12 @@ For an implementation of your own there are `check_pair`, `check_factors` and `c
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import cycle
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from microumup import ops
 from microumup.backend import Array
-from microumup.cli import Parser, bad_input, say, whole
+from microumup.cli import Parser, bad_input, say, shared
 from microumup.config import ModelConfig
 from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
 from microumup.model import init_params, loss
@@ -205,9 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("gradcheck", __doc__ or "")
     parser.add_argument("--scheme", nargs="+", metavar="NAME", default=list(SCHEMES),
                         help=f"the models of part 3 (default: {' '.join(SCHEMES)})")  # fmt: skip
-    parser.add_argument("--seed", type=whole, metavar="N", default=0, help="of inputs and weights (default: 0)")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, and all checks")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    parser.add_argument("--verbose", action="store_true", help="print a line for every check")
+    shared(parser, "quiet", seed="of inputs and weights", json="passed, and all checks")
     args = parser.parse_args(argv)
     with bad_input(parser):
         if args.seed < 0:
@@ -224,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         results += check_model(config, args.seed)
 
     failed = [r.name for r in results if not r.passed]
-    _print_table(results, say(args.quiet))
+    _print_table(results, say(args.quiet), verbose=args.verbose)
     if failed:
         print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
     if args.json:
@@ -234,7 +233,8 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _print_table(results: list[Result], echo: Callable[..., None]) -> None:
+def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: bool) -> None:
+    """Print a line for each op or scheme, with its worst error, and one for every check that fails, or for all."""
     titles = {
         1: f"(1) pairs: every gradient and the finite differences, error at most {PAIR_TOLERANCE:g}",
         2: f"(2) factors: every result with and without them, error at most {FACTOR_TOLERANCE:g}",
@@ -242,12 +242,33 @@ def _print_table(results: list[Result], echo: Callable[..., None]) -> None:
            f"measured/predicted within {CONSTANT_TOLERANCE:g} of 1",
     }  # fmt: skip
     for part, title in titles.items():
-        echo(f"{title}\n    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}")
+        echo(title)
+        families: dict[str, list[Result]] = {}
         for r in results:
             if r.part == part:
+                families.setdefault(r.name.split()[0], []).append(r)
+        heading = f"    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}"
+        if verbose and families:
+            echo(heading)
+        for family, checks in families.items():
+            shown = checks if verbose else [r for r in checks if not r.passed]
+            if not verbose:
+                verdict = f"{len(shown)} wrong:\n{heading}" if shown else "ok"
+                echo(f"    {family:16}{len(checks):3} checks, {_worst(part, checks)}  {verdict}")
+            for r in shown:
                 verdict = "ok" if r.passed else "FAIL"
                 echo(f"    {r.name:54}{r.error:10.1e}{r.predicted:13.7g}{r.measured:13.7g}  {verdict}")
     echo(f"{sum(r.passed for r in results)} of {len(results)} checks hold")
+
+
+def _worst(part: int, checks: list[Result]) -> str:
+    def largest(errors: Iterable[float]) -> float:
+        return max(error if isfinite(error) else inf for error in errors)
+
+    worst = f"the worst {largest(r.error for r in checks):.1e}"
+    if part < 3:
+        return worst
+    return f"{worst}, measured/predicted off by {largest(abs(r.measured / r.predicted - 1) for r in checks):.1e}"
 
 
 def _run(forward: Forward, backward: Backward, arrays: Sequence[Array], **settings: Any) -> dict[str, Array]:

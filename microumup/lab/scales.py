@@ -127,12 +127,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command `scales`."""
     parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]")
     parser.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="a run (default: a new model)")
-    parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
     cli.add_options(parser, TrainConfig)
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw to FILE, a .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: the formats; the tensors by step")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
+    cli.shared(parser, "device", "plot", "quiet", json="the formats; the tensors by step")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_path(args.plot)
@@ -144,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{fmt.name}: " + ", ".join(f"{name} {_power(limit)}" for name, limit in limits(fmt).items()))
     say("drawn at the right: o RMS, x absmax; [ min subnormal, : min normal, ] max of the format")
     for step, ranges in shown.items():
-        say(f"\nstep {step}\n{table(ranges, expected)}")
+        say(f"\nstep {step}\n{table(ranges, expected)}{note(ranges)}")
     if args.plot:
         with cli.bad_input(parser):
             rms = {step: {name: r.rms for name, r in ranges.items()} for step, ranges in logged.items()}
@@ -158,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, float]]:
-    """What to show: a title, the ranges by step, and the RMS to expect where it is known."""
+    """Things to show: a title, the ranges by step, and the RMS to expect where it is known."""
     options, run_dir = cli.given(args, TrainConfig), args.run_dir
     if run_dir is None:
         config = TrainConfig(**PRESETS[args.preset or "tiny"] | options)
@@ -202,9 +199,35 @@ def table(ranges: Ranges, expected: dict[str, float] | None = None) -> str:
     lines = [f"{'tensor':16}{'format':>6}{titles}  underflow  saturated {ticks}".rstrip()]
     for name, r in ranges.items():
         powers = _power(r.rms), _power(expected[name]) if expected else "", _power(r.absmax)
-        shares = f"{100 * r.underflow:9.2f} %{100 * r.saturated:9.2f} %"
+        shares = f"{_share(r.underflow):>11}{_share(r.saturated):>11}"
         lines.append(f"{name:16}{r.format:>6}" + "".join(f"{x:>9}" for x in powers) + f"{shares} {_line(r)}".rstrip())
     return "\n".join(lines)
+
+
+def _share(x: float) -> str:
+    """A share in percent; 0.00 % and 100.00 % are none and all."""
+    if 0 < x < 5e-5:
+        return "<0.01 %"
+    return ">99.99 %" if 1 - 5e-5 < x < 1 else f"{100 * x:.2f} %"
+
+
+def note(ranges: Ranges) -> str:
+    """Reason why so much of the head's dy is flushed, on two lines, where that is so and harmless; else nothing.
+
+    dy is p - onehot times a factor. Once the model is sure that most of the vocabulary does not come next, p is tiny
+    there, and the elements that carry the RMS are few. An element is flushed below half the least subnormal number,
+    so this bounds what their squares add up to.
+    """
+    r = ranges.get("head.dy")
+    if r is None or r.format not in FORMATS or r.underflow < 0.1 or not r.rms:
+        return ""
+    lost = r.underflow * (FORMATS[r.format].min_subnormal / 2 / r.rms) ** 2
+    if not lost < 1e-3:
+        return ""
+    return (
+        f"\nhead.dy: {r.underflow:.0%} is flushed, but at most {lost:.1g} of the sum of its squares. It is\n"
+        "p - onehot times a factor, and p is next to nothing for all tokens that the model knows not to come next."
+    )
 
 
 def _line(r: Range) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from microumup import __version__, checkpoint, cli
-from microumup.backend import choose_device
+from microumup.backend import choose_device, install_hint
 from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.data import ByteTokenizer, Corpus, load_corpus
 from microumup.lab.search import (
@@ -52,6 +52,7 @@ from microumup.lab.search import (
 from microumup.lab.tables import to_line, write_table
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
+from microumup.run_dir import RETIRED
 from microumup.trainer import Diverged, Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
@@ -92,7 +93,8 @@ def plain(config: TrainConfig) -> dict[str, Any]:
 
 def run_id(job: Job) -> str:
     """12 hexadecimal digits that name the run: the same in every process, whatever the order of the fields."""
-    content = {"config": plain(job.config), "ranges_every": job.ranges_every}
+    # with the options that are no more: a run made before they went keeps its name
+    content = {"config": plain(job.config) | RETIRED, "ranges_every": job.ranges_every}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -238,7 +240,7 @@ def work_off(
 
 
 def task(job: Job, device: str, results: Path | None) -> Record:
-    """What an executor is given: run the job and keep its record in `results`, unless it is there.
+    """Run the job, in an executor, and keep its record in `results`, unless it is there.
 
     It may be: a process can be killed between keeping a record and handing it over.
     """
@@ -260,7 +262,7 @@ def new_seats(workers: int, runs: int = 1) -> list[Executor]:
 
 
 def follow_parent() -> None:
-    """In a new process: leave Ctrl-C to the parent, and end with it, even if it is killed."""
+    """Leave Ctrl-C to the parent of this new process, and end with it, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
     parent = parent_process()
@@ -291,7 +293,7 @@ def connect(address: str) -> Iterator[Any]:
     try:
         distributed = import_module("distributed")
     except ImportError:
-        raise ValueError("--cluster: needs dask, pip install 'microumup[cluster]'; or leave it out") from None
+        raise ValueError(f"--cluster: needs dask, {install_hint('cluster')}; or leave it out") from None
     try:
         client = distributed.Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -399,26 +401,22 @@ def main(argv: list[str] | None = None) -> int:
         "  microumup sweep --grid lr=2^-2:2^3:2 --grid alpha-res=2^-3:2^3:2 --independent --out runs/search\n"
         "  microumup sweep --grid scheme=sp,umup --grid lr=2^-9:2^2:2 --random 20 --out runs/random",
     )  # fmt: skip
+    cli.add_options(parser, TrainConfig)
     parser.add_argument("--grid", action="append", default=[], metavar="OPTION=VALUES", help="an option of train and "
                         "its values: 32,64,128, or from:to:factor, or from:to:+step; again for more")  # fmt: skip
-    parser.add_argument("--seeds", type=cli.whole, default=1, metavar="N", help="of each point (default: 1)")
+    cli.shared(parser, seeds="of each point")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--random", type=cli.whole, default=inf, metavar="N", help="N random points, instead of all")
     how.add_argument("--independent", action="store_true", help="the lr first, then each other option alone, then all "
                      "best values together, instead of all combinations")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keeps every run; given again, goes on")
-    cores = os.cpu_count() or 1
-    parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
-    parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="run as tasks of this dask scheduler instead")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="auto, cpu or gpu (default: cpu)")
+    cli.shared(parser, "workers", "cluster", "device", "quiet", json="what the tables say")
+    parser.set_defaults(seeds=1, device="cpu")
     parser.add_argument("--retries", type=cli.whole, default=2, metavar="N", help="of a run that crashes (default: 2)")
     parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks at "
                         "the range of every x, w and dy, kept with the result (default: none)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say how many runs it is and how long they take")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: what the tables say")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="train's; other options override it")
-    cli.add_options(parser, TrainConfig)
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     with cli.bad_input(parser):

@@ -12,7 +12,7 @@ from importlib import import_module
 from math import sqrt
 from typing import Any
 
-from microumup.backend import Array
+from microumup.backend import Array, install_hint
 from microumup.config import ModelConfig
 from microumup.plan import gradient_constants, plan
 
@@ -23,7 +23,7 @@ def load_peer(name: str) -> tuple[Any, Any]:
     try:
         return import_module("torch"), import_module(module)
     except ImportError as error:
-        raise ValueError(f"--vs {name}: needs {error.name or module}, pip install 'microumup[peers]'") from None
+        raise ValueError(f"--vs {name}: needs {error.name or module}, {install_hint('peers')}") from None
 
 
 class Twin:

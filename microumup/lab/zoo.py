@@ -12,7 +12,6 @@ Transfer takes minutes and is run when asked for. The table is held against what
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -38,7 +37,7 @@ from microumup.trainer import Diverged, train
 
 
 def by_gradcheck(mistake: Mistake) -> str:
-    """All three parts of gradcheck."""
+    """Finding of gradcheck's three parts."""
     results = []
     with planted(mistake):
         for case in gradcheck.cases():
@@ -100,7 +99,7 @@ def corpus() -> Corpus:
 
 
 def valid_loss(width: int, octave: int) -> float:
-    """Of a model trained at η = 2^octave; infinite when it diverged."""
+    """Validation loss of a model trained at η = 2^octave; infinite when it diverged."""
     config = TrainConfig(width=width, seq_len=SEQ_LEN, steps=STEPS, lr=2.0**octave)
     try:
         loss: float = train(config, corpus())[1]["loss_valid"]
@@ -123,7 +122,7 @@ def best(loss_at: Callable[[int], float], start: int = 1) -> tuple[float, float]
 
 
 def by_transfer(found: Sequence[tuple[float, float]], healthy: Sequence[tuple[float, float]]) -> str:
-    """From what `best` says at both widths, with the mistake and without."""
+    """Finding from what `best` says at both widths, with the mistake and without."""
     (narrow, _), (wide, loss), healthy_loss = *found, healthy[-1][1]
     findings = []
     if not abs(wide - narrow) <= MOST_OCTAVES:
@@ -143,7 +142,7 @@ Findings = dict[str, dict[str, str]]  # by mistake and check; empty where the ch
 
 
 def examine(names: Iterable[str], checks: Iterable[str], *, workers: int = 0, progress: bool = False) -> Findings:
-    """What each check finds in each mistake. In this process, or in as many others as there are `workers`."""
+    """Findings of each check in each mistake. In this process, or in as many others as there are `workers`."""
     names, checks = tuple(names), tuple(checks)
     jobs: list[Job] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
     if "transfer" in checks:
@@ -168,7 +167,7 @@ def look(job: Job) -> Any:
 
 
 def unexpected(findings: Findings) -> list[str]:
-    """Where a finding is not what the mistake says of itself."""
+    """Findings that are not what the mistake says of itself, a line each."""
     return [
         f"{name} is {'' if text else 'not '}caught by {check}"
         for name, found in findings.items()
@@ -186,7 +185,7 @@ def table(findings: Findings) -> str:
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * size for size in sizes])
     lines = ["| " + " | ".join(map(str.ljust, cells, sizes)) + " |" for cells in rows]
-    missed = [name for name, found in findings.items() if ZOO[name].swaps and not any(found.values())]
+    missed = [name for name, found in findings.items() if name != "nothing" and not any(found.values())]
     if missed:
         lines += ["", f"Not caught by any of {', '.join(checks)}:", ""]
         lines += [f"- {name}: {ZOO[name].seen_by or 'by ' + ZOO[name].caught_by}" for name in missed]
@@ -205,10 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print what there is, and check nothing")
     parser.add_argument("--checks", default=",".join(CHECKS), metavar="NAME,…", help="gradcheck, scale, coord, "
                         "transfer, or all (default: all but transfer)")  # fmt: skip
-    parser.add_argument("--workers", type=cli.whole, default=os.cpu_count() or 1, metavar="N", help="processes; 0: "
-                        "just this one (default: as many as the machine has cores)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, what was found")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
+    cli.shared(parser, "quiet", workers="; 0: just this one", json="passed, what was found")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         checks = list(ALL_CHECKS) if args.checks == "all" else args.checks.split(",")

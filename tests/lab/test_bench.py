@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup.backend import install_hint
 from microumup.config import TrainConfig
 from microumup.lab import bench, twins
 from microumup.lab.bench import compare, disagreement, main, our_loss_and_gradients, peak_growth, ratio, take_turns
@@ -243,4 +244,4 @@ def test_a_missing_peer_is_named_with_how_to_get_it(
 
     monkeypatch.setattr(twins, "import_module", import_module)
     line = refused(main, ["--vs", peer])
-    assert f"--vs {peer}: needs {missing}, pip install 'microumup[peers]'" in line
+    assert f"--vs {peer}: needs {missing}, {install_hint('peers')}" in line

@@ -1,7 +1,9 @@
 import json
+import re
 import sys
 from dataclasses import replace
 from math import inf, isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +298,24 @@ def test_the_command_shows_a_table_and_a_verdict(capsys):
     assert out.splitlines()[-1].startswith("PASS: from width 32 to 128 all 42 slopes are as they should be.")
 
 
+@pytest.mark.parametrize("axis", ["width", "depth"])
+def test_a_verdict_names_what_the_check_cannot_see(axis):
+    text = reading(cc.Report("umup", axis, (2, 16), 4, []))
+    assert text.startswith(f"PASS: from {axis} 2 to 16")
+    for unseen in ("weight decay", "Adam's ε", "late part of a training"):
+        assert unseen in text.partition("They cannot show what")[2]
+    assert "speaks against" not in text
+    assert ("fig6.json" in text) == (axis == "depth")
+
+
+def test_over_depth_the_verdict_quotes_what_whole_trainings_have_measured():
+    claims = json.loads((Path(__file__).parents[2] / "docs" / "figures" / "fig6.json").read_text())["claims"]
+    for scheme in ("u-µP", "µP"):
+        [claim] = [c for c in claims if c["claim"] == f"{scheme}: the best learning rate moves from 1 to 8 layers by"]
+        moved = re.escape(f"{claim['effect']:+.2f}")
+        assert re.search(rf" by {moved}( octaves)? for {scheme}", cc.DRIFT_OVER_DEPTH)
+
+
 def test_the_command_ends_with_1_where_a_scheme_fails(capsys):
     assert main([*QUICK, "--scheme", "sp", "--quiet", "--json"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -379,7 +399,6 @@ def test_other_processes_find_the_same(capsys, monkeypatch):
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
         (["--scheme", "nope"], "--scheme: 'nope' is unknown"),
         (["--plot", "figure.doc"], "--plot: figure.doc does not end with"),
-        (["--tied-embeddings"], "--tied-embeddings: one matrix"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -389,7 +408,7 @@ def test_bad_input_is_named_in_one_line(refused, options, message):
 
 def test_the_help_has_each_option_once_with_the_default_of_the_check(capsys):
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-all"])
     text = " ".join(capsys.readouterr().out.partition("the network:")[2].split())
     assert text.count("--seq-len N") == text.count("--layers N") == text.count("--width N") == 1
     assert "--seq-len N s, tokens in a sequence (default: 16)" in text
@@ -415,5 +434,5 @@ def test_without_matplotlib_the_table_is_shown_and_the_mend_named(monkeypatch, c
         main([*QUICK, "--plot", "figure.png"])
     assert end.value.code == 2
     out, err = capsys.readouterr()
-    assert "pip install 'microumup[plot]'" in err
+    assert "[plot]'" in err
     assert "PASS" in out

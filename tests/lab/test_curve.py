@@ -1,12 +1,17 @@
 import json
+from dataclasses import asdict
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Refused
 
-from microumup.lab.curve import conditional_entropies, labels, main, smoothed
+from microumup.backend import Array
+from microumup.config import TrainConfig
+from microumup.lab import curve
+from microumup.lab.curve import Curve, columns, conditional_entropies, labels, main, smoothed
 
 
 @pytest.fixture
@@ -31,18 +36,112 @@ def test_smoothing_takes_means_over_2_percent() -> None:
     assert np.array_equal(smoothed(np.arange(5.0)), np.arange(5.0))
 
 
+ONE = asdict(TrainConfig())
+
+
 def test_labels_say_what_differs() -> None:
-    one = {"scheme": "umup", "width": 64, "lr": 1.5}
-    assert labels([one]) == ["scheme umup, width 64"]
-    assert labels([one, one | {"lr": 2.0}]) == ["lr 1.5", "lr 2.0"]
+    assert labels([ONE], [Path("a")]) == ["scheme umup, width 64"]
+    assert labels([ONE, ONE | {"lr": 2**-7.5}], [Path("a"), Path("b")]) == ["lr 1.5", "lr 0.00552427"]
 
 
-def test_the_command_prints_the_curve(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_has_the_names_of_files_and_no_brackets() -> None:
+    texts = [(), ("/far/away/mine.txt",), ("/far/away/mine.txt", "yours.txt")]
+    dirs = list(map(Path, "abc"))
+    found = labels([ONE | {"text": text} for text in texts], dirs)
+    assert found == ["text none", "text mine.txt", "text mine.txt+yours.txt"]
+
+
+def test_equal_runs_are_told_apart_by_their_directories() -> None:
+    equal = "scheme umup, width 64"
+    assert labels([ONE, ONE], [Path("runs/a"), Path("runs/b")]) == [f"{equal} (a)", f"{equal} (b)"]
+    assert labels([ONE, ONE], [Path("a/run"), Path("b/run")]) == [f"{equal} (a/run)", f"{equal} (b/run)"]
+    lr = ONE | {"lr": 2.0}
+    assert labels([ONE, lr, lr], [Path("a"), Path("b"), Path("c")]) == ["lr 1.5", "lr 2 (b)", "lr 2 (c)"]
+    # options that differ, and look the same
+    texts = [ONE | {"text": (path,)} for path in ("one/mine.txt", "two/mine.txt")]
+    assert labels(texts, [Path("a"), Path("b")]) == [f"{equal} (a)", f"{equal} (b)"]
+    assert labels([ONE, ONE | {"threads": 2}], [Path("a"), Path("b")]) == [f"{equal} (a)", f"{equal} (b)"]
+
+
+def new_run(path: Path, losses: Array, **options: Any) -> str:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(asdict(TrainConfig(**options))))
+    lines = (json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(losses.tolist()))
+    (path / "metrics.jsonl").write_text("".join(lines))
+    return str(path)
+
+
+def test_the_command_prints_the_curve_under_the_steps(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "--json"]) == 0
-    text, last = capsys.readouterr().out.splitlines()
-    assert text.startswith("scheme umup, width 64: 4.990 ")
-    assert text.endswith(" 3.030")
-    assert json.loads(last)["curves"]["scheme umup, width 64"][0] == pytest.approx(4.99)
+    header, text, _, last = capsys.readouterr().out.splitlines()
+    steps, losses = header.partition(";  step")[2].split(), text.removeprefix("scheme umup, width 64").split()
+    assert (steps[0], steps[-1], len(steps)) == ("2", "100", 9)
+    for step, loss in zip(steps, losses, strict=True):
+        assert float(loss) == pytest.approx(5 - (int(step) - 1.5) / 50, abs=6e-4)  # the mean of it and the one before
+    found = json.loads(last)
+    assert found["curves"]["scheme umup, width 64"][0] == pytest.approx(4.99)
+    assert found["first_step"] == {"scheme umup, width 64": 2}
+
+
+def test_equal_runs_have_a_line_each_and_every_loss_stands_under_its_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, short = new_run(tmp_path / "long", np.arange(40.0)), new_run(tmp_path / "short", np.arange(10.0))
+    for order in ([long, short], [short, long]):
+        assert main(order) == 0
+        lines = capsys.readouterr().out.splitlines()[:3]
+        steps = lines[0].partition(";  step")[2].split()
+        assert steps == ["1", "5", "10", "15", "20", "25", "30", "35", "40"]
+        for line in lines[1:]:
+            for step, loss in zip(steps, line.split()[-9:], strict=True):
+                there = int(step) <= (40 if "(long)" in line else 10)
+                assert loss == (f"{int(step) - 1:.3f}" if there else "-")
+    assert main([long, long]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6  # the same run twice is one; four entropies
+
+
+def test_the_last_step_of_a_shorter_run_is_shown() -> None:
+    curves = [Curve("a", np.zeros(100), 100), Curve("b", np.zeros(33), 33)]
+    assert 33 in columns(curves)
+    assert len(columns(curves)) == 10
+
+
+def test_a_shorter_twin_is_drawn_over_the_longer_ones_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
+    drawn: list[Any] = []
+    monkeypatch.setattr(curve.pic, "save", lambda figure, _: drawn.append(figure))
+    runs = [new_run(tmp_path / "short", np.arange(10.0)), new_run(tmp_path / "long", np.arange(40.0))]
+    assert main([*runs, "--quiet", "--plot", str(tmp_path / "x.png")]) == 0
+    short, long = drawn[0].axes[0].get_lines()[:2]
+    assert short.get_xdata().tolist() == list(range(1, 11))
+    assert long.get_xdata().tolist() == list(range(1, 41))
+    assert short.get_zorder() > long.get_zorder()
+    assert short.get_label().endswith("(short)")
+
+
+@pytest.mark.parametrize("other", [{"text": ("mine.txt",)}, {"vocab_size": 300}, {"corpus": "wikitext-103"}])
+def test_entropies_stand_beside_runs_on_one_corpus_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]
+) -> None:
+    runs = [new_run(tmp_path / "a", np.arange(9.0)), new_run(tmp_path / "b", np.arange(9.0), **other)]
+    for order in (runs, runs[::-1]):
+        assert main([*order, "--json"]) == 0
+        text, _, last = capsys.readouterr().out[:-1].rpartition("\n")
+        assert json.loads(last)["entropies"] == []
+        assert "before it" not in text
+        assert "no entropies beside them" in text
+
+
+def test_a_run_of_an_older_version_beside_a_new_one_differs_in_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = new_run(tmp_path / "new", np.arange(9.0)), new_run(tmp_path / "old", np.arange(9.0))
+    config = json.loads((tmp_path / "old" / "config.json").read_text()) | {"tied_embeddings": False}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    assert main([new, old]) == 0
+    assert "scheme umup, width 64 (old)" in capsys.readouterr().out
 
 
 def test_the_command_draws_a_png(run_dir: Path, tmp_path: Path) -> None:

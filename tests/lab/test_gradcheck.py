@@ -366,7 +366,7 @@ def small(monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_the_command_succeeds_and_its_last_line_is_json(capsys):
-    assert main(["--scheme", "sp", "umup", "--json"]) == 0
+    assert main(["--scheme", "sp", "umup", "--json", "--verbose"]) == 0
     out = capsys.readouterr().out.splitlines()
     report = json.loads(out[-1])
     assert report["passed"] is True
@@ -377,6 +377,34 @@ def test_the_command_succeeds_and_its_last_line_is_json(capsys):
     assert {name.split()[0] for part, name in names if part == 3} == {"sp", "umup"}
     assert out[-2] == f"{len(names)} of {len(names)} checks hold"
     assert sum(line.endswith(" ok") for line in out) == len(names)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_table_has_a_line_for_each_op_and_scheme_with_its_worst_error(capsys):
+    assert main(["--scheme", "sp", "umup", "--json"]) == 0
+    *out, last = capsys.readouterr().out.splitlines()
+    families = {}
+    for check in json.loads(last)["checks"]:
+        families.setdefault((check["part"], check["name"].split()[0]), []).append(check)
+    lines = [line.split() for line in out if line.startswith("    ")]
+    assert len(lines) == len(families) == 9 + 7 + 2
+    for line, ((part, name), checks) in zip(lines, families.items(), strict=True):
+        worst = f"{max(check['error'] for check in checks):.1e}"
+        assert line[:6] == [name, str(len(checks)), "checks,", "the", "worst", worst + "," * (part == 3)]
+        assert line[-1] == "ok"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_check_that_fails_is_printed_in_full_beside_the_lines_of_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(gradcheck, "gradient_constants", partial(constants_off_by, np.sqrt(2)))
+    assert main(["--scheme", "umup"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    [line] = [line for line in out if " umup " in line and "checks" in line]
+    assert line.endswith("off by 2.9e-01  1 wrong:")  # 1 - 1/√2
+    [row] = [line.split() for line in out if line.endswith("FAIL")]
+    assert row[:2] == ["umup", "layer0.up"]
+    assert float(row[-3]) == pytest.approx(np.sqrt(2) * float(row[-2]))
+    assert len([line for line in out if line.endswith(" ok")]) == 9 + 7
 
 
 def test_the_command_checks_every_scheme_also_one_added_later(monkeypatch):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from microumup.config import ModelConfig, TrainConfig
+from microumup.data import ByteTokenizer, Corpus
 from microumup.engine import Tensor
-from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES
+from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
 from microumup.lab.expected import expected_rms
-from microumup.lab.scales import fresh_loss, main, measured_rms, table
+from microumup.lab.scales import fresh_loss, main, measured_rms, note, table
 from microumup.lab.scales_plot import plot
-from microumup.model import init_params, loss
+from microumup.model import forward, init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
 from microumup.trainer import Trainer
@@ -257,6 +258,74 @@ def test_a_line_of_the_table():
     assert [line.index(mark) - zero for mark in "[:ox]"] == [-9, -6, 1, 5, 9]
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.0, "0.00 %"), (1e-9, "<0.01 %"), (4e-5, "<0.01 %"), (6e-5, "0.01 %"), (0.99999, ">99.99 %"), (1.0, "100.00 %")],
+)
+def test_a_share_that_is_not_zero_does_not_look_like_it(share, shown):
+    for shares in ({"underflow": share, "saturated": 0.0}, {"underflow": 0.0, "saturated": share}):
+        line = table({"q.x": Range("e4m3", 10**9, 2.0, 2.0**10, **shares)}).splitlines()[1]
+        found = line.partition("2^10.0")[2].split()[:4]
+        assert " ".join(found) == " ".join(shown if value else "0.00 %" for value in shares.values())
+
+
+def test_an_element_past_the_formats_max_is_seen_among_very_many():
+    x = np.ones(10**6, np.float32)
+    x[0] = 1000
+    assert "<0.01 %" in table({"q.x": measure(x, E4M3)})
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A model that has learned to count on by 1 to 8, and p and onehot of a batch as the loss has them."""
+    config = TrainConfig(width=64, head_dim=16, layers=1, seq_len=16, batch_size=8, steps=100)
+    text = (np.random.default_rng(0).integers(1, 9, 4000).cumsum() % 256).astype(np.uint8)
+    trainer = Trainer(config, Corpus("counting", text, text, ByteTokenizer()))
+    for step in range(config.steps):
+        trainer.update(step)
+    tokens, targets = text[:128].reshape(8, 16), text[1:129].reshape(8, 16)
+    out = scales.kept_loss(trainer.params, tokens, targets, config)
+    z = np.float64(forward(trainer.params, tokens, config).data)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    return linear_ranges(out), p / p.sum(-1, keepdims=True), np.eye(256)[targets]
+
+
+def test_a_trained_heads_dy_is_flushed_where_next_to_no_probability_is(learned):
+    """The reason that `note` gives, in numbers."""
+    ranges, p, onehot = learned
+    r, dy = ranges["head.dy"], p - onehot
+    dy *= r.rms / sqrt(np.mean(dy**2))  # the factor
+    flushed = (quantize(np.float32(dy), E4M3) == 0) & (dy != 0)
+    assert flushed.mean() == pytest.approx(r.underflow, abs=1e-3)
+    assert r.underflow > 0.5
+    assert p[flushed].max() < 1e-3
+    lost = (dy[flushed] ** 2).sum() / (dy**2).sum()
+    assert lost < r.underflow * (E4M3.min_subnormal / 2 / r.rms) ** 2 < 1e-3
+    squares = np.sort(dy.ravel() ** 2)[::-1].cumsum()
+    assert (squares < 0.99 * squares[-1]).mean() < 0.1  # few elements carry the RMS
+
+
+def test_the_note_stands_where_that_is_so(learned):
+    r = learned[0]["head.dy"]
+    assert note(learned[0]).startswith(f"\nhead.dy: {r.underflow:.0%} is flushed, but at most ")
+    assert note({"head.dy": r._replace(underflow=0.05)}) == ""
+    assert note({"head.dy": r._replace(rms=2.0**-13)}) == ""  # µP's: what is flushed is what there is
+    assert note({"head.dy": r._replace(rms=0.0)}) == ""
+    assert note({"head.dy": r._replace(format="none", underflow=0.0)}) == ""
+    assert note({"layer0.q.dy": r}) == ""
+
+
+def test_the_command_says_why_so_much_is_flushed(run_dir, capsys):
+    ranges = write_log(run_dir, [0])
+    log = {"head.dy": ranges["head.dy"]._replace(rms=1.0, underflow=0.83)._asdict()}
+    with (run_dir / "scales.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "tensors": log}) + "\n")
+    assert main([str(run_dir)]) == 0
+    before, _, after = capsys.readouterr().out.partition("step 5\n")
+    assert "probability" not in before
+    assert "head.dy: 83% is flushed" in after
+
+
 @pytest.mark.parametrize("rms", [0.0, 1e-30, 1e30, float("inf"), float("nan")])
 def test_a_scale_off_the_axis_is_drawn_at_its_end(rms):
     zero = (lines := table({"q.x": Range("e4m3", 1, rms, rms, 0.0, 0.0)}).splitlines())[0].index("2^0")
@@ -355,5 +424,5 @@ def test_without_matplotlib_the_table_is_shown_and_the_mend_named(monkeypatch, c
         main(["--layers", "1", "--width", "16", "--plot", "figure.png"])
     assert end.value.code == 2
     out, err = capsys.readouterr()
-    assert "pip install 'microumup[plot]'" in err
+    assert "[plot]'" in err
     assert "layer0.down.dy" in out

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from hashlib import sha256
 from multiprocessing import active_children, parent_process
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from conftest import Refused
 
 from microumup import __version__
+from microumup.backend import install_hint
 from microumup.config import PRESETS, TrainConfig
 from microumup.lab import sweep as module
 from microumup.lab.sweep import (
@@ -25,6 +27,7 @@ from microumup.lab.sweep import (
     flops,
     load_results,
     main,
+    plain,
     run,
     run_id,
     show_time,
@@ -132,6 +135,12 @@ def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkey
         env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=("a", "b"))))
+
+
+def test_a_run_made_before_an_option_was_retired_keeps_its_id(jobs: list[Job]) -> None:
+    content = {"config": plain(jobs[0].config) | {"tied_embeddings": False}, "ranges_every": 0}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert run_id(jobs[0]) == sha256(canonical.encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -484,7 +493,7 @@ def test_no_dask_is_said_in_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     error = refused(main, [*argv, "--cluster", "tcp://127.0.0.1:1"])
-    assert "--cluster: needs dask, pip install 'microumup[cluster]'" in error
+    assert f"--cluster: needs dask, {install_hint('cluster')}" in error
     assert list(tmp_path.iterdir()) == []
 
 

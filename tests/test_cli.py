@@ -1,0 +1,95 @@
+"""Options of all commands: shared ones declared once, and a help that begins with the usual ones."""
+
+import ast
+import re
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import Refused
+
+from microumup import cli
+from microumup.__main__ import COMMANDS
+from microumup.config import TrainConfig, option_name
+from microumup.train import main
+
+PACKAGE = Path(cli.__file__).parent
+USUAL = {
+    "--scheme", "--width", "--layers", "--text", "--steps", "--batch-size", "--lr", "--fp8", "--seed",
+    "--preset", "--out", "--resume", "--device", "--quiet", "--json",
+}  # fmt: skip
+WITH_RARE = ("train", "explain", "scales", "coordcheck", "sweep")
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture[str], option: str = "--help") -> str:
+    with pytest.raises(SystemExit) as end:
+        import_module(COMMANDS[name][0]).main([option])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def explained(text: str) -> set[str]:
+    """The options that have words of their own."""
+    lines = re.findall(r"^  (?:-h, )?(--.*)", text, re.MULTILINE)
+    return {option for line in lines for option in re.findall(r"--[a-z][\w-]*", line.partition("  ")[0])}
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_the_help_of_train_has_the_usual_options_and_names_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("train", capsys)
+    assert explained(text) == {*USUAL, "--help", "--help-all"}
+    assert len(text.splitlines()) <= 48  # what a terminal shows at once, or nearly
+    last = text.rpartition("\n\n")[2]
+    assert re.match(r"\d+ more, explained by --help-all: --", last)
+    named = last.partition(":")[2].replace(",", "").split()
+    assert int(last.split()[0]) == len(named)
+    all_options = {option_name(field.name) for field in fields(TrainConfig)} | {"--save-every", "--log-scales"}
+    assert set(named) == all_options - set(USUAL)
+
+
+@pytest.mark.parametrize("name", WITH_RARE)
+def test_help_all_explains_every_option_that_help_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = help_of(name, capsys), help_of(name, capsys, "--help-all")
+    rest = set(re.findall(r"--[a-z][\w-]*", short.rpartition("--help-all: ")[2]))
+    assert rest
+    assert not explained(short) & rest
+    aliases = {"--alpha-residual", "--alpha-residual-attn-ratio", "--alpha-attn", "--alpha-output"}
+    assert explained(long) - aliases - {"--no-embedding-lr-rule"} == explained(short) | rest
+    assert "more, explained by" not in long
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITH_RARE])
+def test_a_command_that_explains_all_its_options_has_no_help_all(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--help-all" not in help_of(name, capsys)
+
+
+def test_an_option_that_help_leaves_out_is_taken_all_the_same(refused: Refused) -> None:
+    assert "--norm-eps: -1.0 is not a positive" in refused(main, ["--norm-eps", "-1"])
+
+
+def test_tied_embeddings_are_no_option(refused: Refused) -> None:
+    assert "unrecognized arguments: --tied-embeddings" in refused(main, ["--tied-embeddings"])
+
+
+def test_a_shared_option_is_declared_in_one_place() -> None:
+    elsewhere = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+                names = {arg.value.lstrip("-") for arg in node.args if isinstance(arg, ast.Constant)}
+                elsewhere += [f"{path.relative_to(PACKAGE)}:{node.lineno} {name}" for name in names & {*cli.SHARED}]
+    assert [line for line in elsewhere if not line.startswith(("lab/figures", "lab/fp8_gap"))] == []
+
+
+def test_the_help_has_the_default_that_the_command_has_set() -> None:
+    parser = cli.Parser("name", "")
+    cli.shared(parser, "device", seeds="of each point")
+    parser.set_defaults(device="cpu", seeds=1)
+    assert "auto, cpu or gpu (default: cpu)" in parser.format_help()
+    assert "of each point (default: 1)" in parser.format_help()
+    assert vars(parser.parse_args([])) == {"device": "cpu", "seeds": 1}
