@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from microumup import ops
+from microumup import fused, ops
 from microumup.backend import Array
 from microumup.cli import Parser, bad_input, say, shared
 from microumup.config import ModelConfig
-from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
+from microumup.engine import Backward, Forward, Op, Tensor, backpropagate, primitive
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
@@ -174,8 +174,11 @@ class Case(NamedTuple):
     expected: Sequence[float] = ()
 
 
+Setting = tuple[Sequence[Array], dict[str, Any], Scale | ResidualScale | None, Sequence[float]]  # the rest of a Case
+
+
 def cases(seed: int = 0) -> list[Case]:
-    """Every pair of `ops.py`, at settings where each of them shows."""
+    """Every pair of `ops.py`, and every one of `fused.py`, at settings where each of them shows."""
     rng = np.random.default_rng(seed)
     x, gate, q, k, v = (rng.standard_normal((2, T, 8)) for T in (3, 3, 4, 4, 4))
     past_k, past_v = rng.standard_normal((2, 2, 7, 8))
@@ -183,21 +186,27 @@ def cases(seed: int = 0) -> list[Case]:
     tokens, targets = rng.integers(5, size=(2, 2, 3))
     heads = {"head_dim": 4, "score_scale": 0.7}
     s, r = Scale(y=1.7, dx=0.6, dw=2.3), ResidualScale(a=1.7, b=0.6, dbranch=2.3, dbase=0.4)
-    return [
-        Case(ops.linear_forward, ops.linear_backward, [x, w], {}, s, [s.y, s.dx, s.dw]),
-        Case(ops.embedding_forward, ops.embedding_backward, [tokens, w], {}, s, [s.y, s.dw]),
-        Case(ops.rms_norm_forward, ops.rms_norm_backward, [x], {"eps": 0.0}),
-        Case(ops.rms_norm_forward, ops.rms_norm_backward, [1e-3 * x], {"eps": 1e-6}),  # x so small that ε counts
-        Case(ops.rope_forward, ops.rope_backward, [x], {"head_dim": 4}),
-        Case(ops.rope_forward, ops.rope_backward, [x], {"head_dim": 4, "start": 3}),
-        Case(ops.attention_forward, ops.attention_backward, [q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx]),
-        Case(ops.attention_forward, ops.attention_backward, [x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx]),
-        Case(ops.gated_silu_forward, ops.gated_silu_backward, [x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx]),
-        Case(ops.residual_split_forward, ops.residual_split_backward, [x], {}, r, [1.0, r.dbase]),
-        Case(ops.residual_add_forward, ops.residual_add_backward, [2 * x, x], {}, r,
-             [(2 * r.a + r.b) / 3, r.dbranch, r.b]),  # y = 2 a x + b x, and 3 x when plain
-        Case(ops.cross_entropy_forward, ops.cross_entropy_backward, [logits, targets], {"alpha": 1.6}, s, [s.y, s.dx]),
-    ]  # fmt: skip
+    found: list[tuple[Op, Setting]] = [
+        (ops.linear, ([x, w], {}, s, [s.y, s.dx, s.dw])),
+        (ops.embedding, ([tokens, w], {}, s, [s.y, s.dw])),
+        (ops.rms_norm, ([x], {"eps": 0.0}, None, [])),
+        (ops.rms_norm, ([1e-3 * x], {"eps": 1e-6}, None, [])),  # x so small that ε counts
+        (ops.rope, ([x], {"head_dim": 4}, None, [])),
+        (ops.rope, ([x], {"head_dim": 4, "start": 3}, None, [])),
+        (ops.attention, ([q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx])),
+        (ops.attention, ([x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx])),
+        (ops.gated_silu, ([x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx])),
+        (ops.residual_split, ([x], {}, r, [1.0, r.dbase])),
+        # y = 2 a x + b x, and 3 x when plain
+        (ops.residual_add, ([2 * x, x], {}, r, [(2 * r.a + r.b) / 3, r.dbranch, r.b])),
+        (ops.cross_entropy, ([logits, targets], {"alpha": 1.6}, s, [s.y, s.dx])),
+        (ops.linear_cross_entropy, ([x, w, targets], {"alpha": 1.6}, None, [])),
+    ]
+    pairs = [
+        ((getattr(ops, f"{op.__name__}_forward"), getattr(ops, f"{op.__name__}_backward")), of) for op, of in found
+    ]
+    pairs += [(fused.KERNELS[op], of) for op, of in found if op in fused.KERNELS]
+    return [Case(forward, backward, *of) for (forward, backward), of in pairs]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -254,7 +263,7 @@ def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: b
             shown = checks if verbose else [r for r in checks if not r.passed]
             if not verbose:
                 verdict = f"{len(shown)} wrong:\n{heading}" if shown else "ok"
-                echo(f"    {family:16}{len(checks):3} checks, {_worst(part, checks)}  {verdict}")
+                echo(f"    {family:28}{len(checks):3} checks, {_worst(part, checks)}  {verdict}")
             for r in shown:
                 verdict = "ok" if r.passed else "FAIL"
                 echo(f"    {r.name:54}{r.error:10.1e}{r.predicted:13.7g}{r.measured:13.7g}  {verdict}")
@@ -294,7 +303,8 @@ def _norm(x: Array) -> float:
 
 
 def _label(forward: Forward, name: str, result: Array) -> str:
-    return f"{forward.__name__.removesuffix('_forward')} {name} {result.shape}"
+    fast = "fused." if forward.__module__ == fused.__name__ else ""
+    return f"{fast}{forward.__name__.removesuffix('_forward')} {name} {result.shape}"
 
 
 def _compare(part: int, name: str, found: Array, reference: Array, predicted: float, tolerance: float) -> Result:
