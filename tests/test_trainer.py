@@ -50,9 +50,7 @@ def test_ten_losses_of_the_default_run_are_pinned(shipped: Corpus, kernels: Kern
     assert every_tenth_loss(shipped, kernels, threads) == pytest.approx(PINNED, rel=SAME)
 
 
-def test_training_runs_by_the_fused_pairs_and_nothing_else_does(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_runs_by_the_fused_pairs_and_leaves_the_ops_as_they_are(corpus: Corpus) -> None:
     assert Trainer(SMALL, corpus).kernels is fused.KERNELS
     seen = []
 
