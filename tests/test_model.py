@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microumup import model
+from microumup import model, ops
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.model import Cache, evaluate, forward, init_params, loss
@@ -192,3 +192,22 @@ def test_evaluate_never_holds_the_logits_of_all_tokens(monkeypatch: pytest.Monke
         tracemalloc.stop()
     # 8 tokens' logits and what is made of them, against those of 256; the trunk's arrays are small
     assert peak < 4 * N * V / 4, f"{peak:,} bytes, where all logits have {4 * N * V:,}"
+
+
+@pytest.mark.parametrize("fp8", ["none", "fp8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_loss_is_the_cross_entropy_of_the_logits(scheme: str, fp8: str) -> None:
+    """The head and its loss are one op; apart they have the same value and the same gradients, to the bit."""
+    numbers = tiny(scheme, fp8=fp8, **{"alpha_loss_softmax": 1.5} if scheme != "sp" else {}).weighted(0.25)
+    batch, found = TOKENS[0], []
+    tokens, targets = batch[:, :-1], batch[:, 1:]
+    for at_once in (True, False):
+        leaves = {name: Tensor(w, name) for name, w in init_params(numbers.config, 0).items()}
+        if at_once:
+            out = loss(leaves, tokens, targets, numbers)
+        else:
+            logits, alpha = forward(leaves, tokens, numbers), numbers.config.alpha_loss_softmax
+            out = ops.cross_entropy(logits, targets, alpha=alpha, scale=numbers.loss)
+        backpropagate(out)
+        found.append([out.data, *(t.grad for t in leaves.values())])
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
