@@ -20,21 +20,20 @@ T = TypeVar("T")
 Arrays = dict[str, Array]
 
 BLOCK = 1 << 16  # elements of an array worked on at a time; half a dozen of such pieces fit into a core's own cache
-UPDATE_BLOCK = 1 << 14  # the same for a formula that makes a new array at every operation
 
 
 # ---- Blocks ----
 
 
-def blocks(*arrays: Array, size: int = 0) -> Iterator[tuple[Array, ...]]:
-    """Flat views of all arrays, which are cut alike, `size` elements at a time, else BLOCK; on a GPU all at once.
+def blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Flat views of all arrays, which are cut alike, BLOCK elements at a time; on a GPU all at once.
 
     Raises ValueError for an array that is not C-contiguous: what is written to a flat copy of it would be lost.
     """
     if not all(x.flags.c_contiguous for x in arrays):
         raise ValueError("blocks: an array is not C-contiguous; pass np.ascontiguousarray of it")
     flat = [x.reshape(-1) for x in arrays]
-    step = (size or BLOCK) if xp_of(arrays[0]) is np else max(1, flat[0].size)
+    step = BLOCK if xp_of(arrays[0]) is np else max(1, flat[0].size)
     return (tuple(x[i : i + step] for x in flat) for i in range(0, flat[0].size, step))
 
 
@@ -76,7 +75,7 @@ class Threads:
 
         def every_block() -> Iterator[tuple[str, tuple[Array, ...]]]:
             for name in arrays[0]:
-                yield from ((name, views) for views in blocks(*(of[name] for of in arrays), size=UPDATE_BLOCK))
+                yield from ((name, views) for views in blocks(*(of[name] for of in arrays)))
 
         return self.run(lambda i: [work(name, *views) for name, views in islice(every_block(), i, None, self.n)])
 

@@ -268,6 +268,27 @@ def _softmax_gradient(z: Array, targets: Array, factor: float, *, safe: bool) ->
     return losses
 
 
+# ---- adamw ----
+def adamw(
+    w: Array, g: Array, m: Array, v: Array, *, t: int, lr: float, decay: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """optim.adamw in place: it writes to w, m and v, and returns them. The roots of v̂ and m̂ become factors of lr."""
+    beta1, beta2 = betas
+    m_bias, root_v_bias = 1 - beta1**t, (1 - beta2**t) ** 0.5
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    # m̂/(√v̂ + ε), with m̂ = m/m_bias and √v̂ = √v/root_v_bias
+    update = np.sqrt(v)
+    update += eps * root_v_bias
+    np.divide(m, update, out=update)
+    update *= lr * root_v_bias / m_bias
+    if decay:
+        w *= 1 - decay
+    w -= update
+    return w, m, v
+
+
 KERNELS: Kernels = {
     ops.linear: (linear_forward, linear_backward),
     ops.rms_norm: (rms_norm_forward, rms_norm_backward),

@@ -67,14 +67,14 @@ class Optimizer:
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay. `lr_factors` are the C of the table (`Weight.C`)."""
+    """Adam with decoupled weight decay. `lr_factors` are the C of the table, `rule` is `adamw` or a twin."""
 
     def __init__(
         self, params: Arrays, lr_factors: Factors, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        **settings: Any,
+        rule: Callable[..., tuple[Array, Array, Array]] = adamw, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(params, **settings)
-        self.lr_factors, self.betas, self.eps = lr_factors, betas, eps
+        self.lr_factors, self.rule, self.betas, self.eps = lr_factors, rule, betas, eps
         self.moments = {kind: {name: xp_of(w).zeros_like(w) for name, w in params.items()} for kind in "mv"}
 
     def step(self, grads: Arrays, s: float) -> None:
@@ -84,7 +84,10 @@ class AdamW(Optimizer):
         def update(name: str, w: Array, g: Array, m: Array, v: Array) -> None:
             lr = s * self.lr * (C := self.lr_factors[name])
             decay = self.decay(self.weight_decay, s, self.lr, C)
-            w[:], m[:], v[:] = adamw(w, g, m, v, t=self.updates, lr=lr, decay=decay, betas=self.betas, eps=self.eps)
+            new = self.rule(w, g, m, v, t=self.updates, lr=lr, decay=decay, betas=self.betas, eps=self.eps)
+            for array, value in zip((w, m, v), new, strict=True):
+                if value is not array:
+                    array[:] = value
 
         self.threads.over(update, self.params, grads, *self.moments.values())
 

@@ -20,7 +20,7 @@ from microumup.cpu import Arrays, Threads, keep_freed_memory
 from microumup.data import Corpus, batch, windows
 from microumup.engine import Tensor, backpropagate, using
 from microumup.model import evaluate, init_params, loss
-from microumup.optim import SGD, AdamW, schedule
+from microumup.optim import SGD, AdamW, adamw, schedule
 from microumup.plan import gradient_constants, plan
 from microumup.run_dir import RunDir
 
@@ -50,7 +50,8 @@ class Trainer:
         settings: dict[str, Any] = {"lr": c.eta, "weight_decay": c.weight_decay, "decay": c.decay}
         if c.optimizer == "adamw":
             lr_factors = {name: w.C for name, w in self.plan.weights.items()}
-            self.optimizer: AdamW | SGD = AdamW(self.params, lr_factors, **settings, threads=self.threads)
+            rule = fused.adamw if self.kernels else adamw
+            self.optimizer: AdamW | SGD = AdamW(self.params, lr_factors, rule=rule, **settings, threads=self.threads)
         else:
             self.optimizer = SGD(self.params, gradient_constants(self.plan), **settings, threads=self.threads)
 
