@@ -43,7 +43,7 @@ def test_shares_are_all_of_it_without_overlap_and_nearly_equal(size, n):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-NAMES = {"a": (3, 4), "b": (5,), "none": (0,), "large": (100, 700)}  # the last of several blocks
+NAMES = {"a": (3, 4), "b": (5,), "none": (0,), "large": (300, 700)}  # the last of several blocks
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -63,7 +63,7 @@ def test_blocks_of_all_arrays_are_dealt_to_all_threads_in_turn(n):
     sizes = {name: sum(size for part in done for found, size, _ in part if found == name) for name in NAMES}
     assert sizes == {name: a.size for name, a in ones.items()}
     assert max(map(len, done)) - min(map(len, done)) <= 1
-    assert max(size for part in done for _, size, _ in part) <= cpu.UPDATE_BLOCK < ones["large"].size
+    assert max(size for part in done for _, size, _ in part) <= cpu.BLOCK < ones["large"].size
     assert all(len({thread for _, _, thread in part}) == 1 for part in done)
 
 
@@ -78,9 +78,10 @@ def test_an_array_that_blocks_would_copy_is_refused():
 
 
 @pytest.mark.parametrize(("shape", "size", "expected"), [((5, 4), 7, [7, 7, 6]), ((5, 4), 100, [20]), ((0, 3), 2, [])])
-def test_blocks_are_flat_views_of_all_of_it(shape, size, expected):
+def test_blocks_are_flat_views_of_all_of_it(monkeypatch, shape, size, expected):
+    monkeypatch.setattr(cpu, "BLOCK", size)
     x = np.arange(float(np.prod(shape))).reshape(shape)
-    found = list(blocks(x, x + 1, size=size))
+    found = list(blocks(x, x + 1))
     assert [len(a) for a, _ in found] == expected
     for a, b in found:
         assert np.shares_memory(a, x)

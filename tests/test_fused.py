@@ -9,6 +9,7 @@ from microumup.engine import Tensor, backpropagate, using
 from microumup.fp8 import E4M3, LinearFormats
 from microumup.model import init_params, loss
 from microumup.ops import Scale
+from microumup.optim import adamw
 from microumup.plan import plan
 from microumup.ranges import linear_ranges
 
@@ -197,6 +198,23 @@ def test_how_arrays_lie_in_memory_does_not_matter(case, layout, which):
     dirty()
     for a, b in zip(plain, outcome(fused.KERNELS, op, laid, settings, laid_dy), strict=True):
         assert np.linalg.norm(a - b) <= rounding * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e-3])
+@pytest.mark.parametrize("t", [1, 2, 1000, 100_000])
+def test_the_fast_update_is_the_readable_one_in_place(t, eps, decay, dtype):
+    w, g, m = (normal(700, seed=seed).astype(dtype) for seed in range(3))
+    v = (normal(700, seed=3) ** 2 + 1e-3).astype(dtype)
+    settings = {"t": t, "lr": 0.3, "decay": decay, "betas": (0.9, 0.99), "eps": eps}
+    expected, before = adamw(w, g, m, v, **settings), g.copy()
+    found = fused.adamw(w, g, m, v, **settings)
+    assert all(a is b for a, b in zip(found, (w, m, v), strict=True))
+    assert np.array_equal(g, before)
+    for a, b in zip(expected, found, strict=True):
+        assert a.dtype == b.dtype == np.dtype(dtype)
+        assert np.linalg.norm(a - b) <= ROUNDING[dtype] * np.linalg.norm(a)
 
 
 @pytest.mark.parametrize("fp8", ["none", "fp8"])

@@ -3,7 +3,7 @@ from math import isclose
 import numpy as np
 import pytest
 
-from microumup import cpu, parametrization
+from microumup import cpu, fused, parametrization
 from microumup.config import ModelConfig
 from microumup.cpu import Threads
 from microumup.engine import Tensor, backpropagate
@@ -187,7 +187,7 @@ def test_shares_of_threads_and_blocks_change_no_bit(
     one, many = optimizer(alone, factors, **settings), optimizer(shared, factors, **settings, threads=Threads(threads))
     for grads in GRADS:
         one.step(grads, 0.7)
-    monkeypatch.setattr(cpu, "UPDATE_BLOCK", 2)
+    monkeypatch.setattr(cpu, "BLOCK", 2)
     for grads in GRADS:
         many.step(grads, 0.7)
     assert one.updates == many.updates == len(GRADS)
@@ -232,6 +232,21 @@ def test_adamw_is_its_formula_and_writes_to_nothing(t: int, shape: tuple[int, ..
         w_i = w_i - 0.02 * w_i - 0.3 * m_hat / (v_hat**0.5 + 1e-3)
         # of numbers of size 1 to 10; a few roundings of 1.1e-16 in another order
         assert [float(a[i]) for a in found] == pytest.approx([w_i, m_i, v_i], rel=1e-14, abs=1e-15)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_a_rule_that_writes_in_place_does_the_same(decay: float) -> None:
+    plain, fast = start(), start()
+    settings = {"lr": 0.1, "weight_decay": decay, "betas": (0.9, 0.99), "eps": 1e-3}
+    one = AdamW(plain, {"a": 1.0, "b": 0.5}, **settings)
+    two = AdamW(fast, {"a": 1.0, "b": 0.5}, **settings, rule=fused.adamw)
+    for grads in GRADS:
+        before = {name: g.copy() for name, g in grads.items()}
+        one.step(grads, 0.7)
+        two.step(grads, 0.7)
+        assert all(np.array_equal(grads[name], g) for name, g in before.items())
+    for here, there in ((plain, fast), *((one.moments[kind], two.moments[kind]) for kind in "mv")):
+        assert all(there[name] == pytest.approx(w, rel=1e-13) for name, w in here.items())
 
 
 def test_adamw_has_no_state_of_its_own() -> None:
