@@ -13,6 +13,7 @@ from microumup.config import TrainConfig
 from microumup.data import Corpus, load_corpus, windows
 from microumup.engine import Kernels, Tensor
 from microumup.model import loss
+from microumup.optim import AdamW, adamw
 from microumup.ranges import linear_ranges
 from microumup.trainer import Diverged, Trainer, train
 
@@ -27,8 +28,8 @@ PINNED = [
     2.644868374, 2.476884365,
 ]  # fmt: skip
 # Another order of additions is all that may differ, and 90 steps do not amplify it: 2 or 3 threads, 1 or 2 BLAS
-# threads, the fused pairs, and OpenBLAS' and NumPy's kernels for processors with AVX-512, AVX2 or neither changed these
-# losses by 2e-7 of themselves at most, the last bit or two of a float32.
+# threads, the fused pairs and update, OpenBLAS' and NumPy's kernels for processors with AVX-512, AVX2 or neither changed
+# these losses by 2e-7 of themselves at most, the last bit or two of a float32.
 SAME = 1e-6
 
 
@@ -40,6 +41,8 @@ def shipped() -> Corpus:
 def every_tenth_loss(corpus: Corpus, kernels: Kernels, threads: int) -> list[float]:
     trainer = Trainer(TrainConfig(threads=threads), corpus)
     trainer.kernels = kernels
+    assert isinstance(trainer.optimizer, AdamW)
+    trainer.optimizer.rule = fused.adamw if kernels else adamw
     return [trainer.update(step)[0] for step in range(91)][::10]
 
 
