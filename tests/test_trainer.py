@@ -28,7 +28,7 @@ PINNED = [
     2.644868374, 2.476884365,
 ]  # fmt: skip
 # Another order of additions is all that may differ, and 90 steps do not amplify it: 2 or 3 threads, 1 or 2 BLAS
-# threads, the fused pairs and update, OpenBLAS' and NumPy's kernels for processors with AVX-512, AVX2 or neither changed
+# threads, the fused pairs and update, kernels of OpenBLAS and NumPy for AVX-512, for AVX2 or for neither changed
 # these losses by 2e-7 of themselves at most, the last bit or two of a float32.
 SAME = 1e-6
 
