@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from microumup import APPENDICES, CHAPTERS
 from microumup.__main__ import COMMANDS
 from microumup.cli import Parser
 from microumup.config import TrainConfig
@@ -100,3 +101,19 @@ def test_the_two_commands_set_themselves_up() -> None:
         r"^python3 -m venv \.venv && \.venv/bin/pip install .* && \.venv/bin/python -m (\S+)$", README, re.MULTILINE
     )
     assert commands == ["microumup.train", "pytest"]
+
+
+@pytest.mark.parametrize(("kind", "names"), [("chapter", list(CHAPTERS)), ("appendix", list(APPENDICES))])
+def test_it_lists_the_chapters_and_appendices_of_the_package(kind: str, names: list[str]) -> None:
+    table = README.partition(f"| {kind} | |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)\.py` \| (.*) \|$", table, re.MULTILINE)
+    assert [name for name, _ in rows] == names
+    if kind == "appendix":
+        assert dict(rows) == APPENDICES
+
+
+def test_the_book_is_as_short_as_it_says() -> None:
+    lines = sum(len((ROOT / "microumup" / f"{name}.py").read_text().splitlines()) for name in CHAPTERS)
+    assert lines <= 1750
+    longest = max(len(path.read_text().splitlines()) for path in (ROOT / "microumup").rglob("*.py"))
+    assert longest <= 450
