@@ -111,13 +111,17 @@ def tied(function: Callable[..., Any]) -> Callable[..., Any]:
     return planted
 
 
-def attention_of_its_length(q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float, scale: Scale) -> Any:
-    """attention_forward with the factor of as many keys as there are."""
-    scale = UnitScaled.attention(score_scale * head_dim, head_dim, k.shape[1])
-    return ops.attention_forward(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+attention, rope_backward = ops.attention, ops.rope_backward  # before anything is planted
 
 
-rope_backward = ops.rope_backward  # before anything is planted
+def attention_of_its_length(q: Tensor, k: Any, v: Any, *, head_dim: int, score_scale: float, scale: Scale) -> Tensor:
+    """ops.attention with the factor of as many keys as there are."""
+    keys = (k.data if isinstance(k, Tensor) else k).shape[1]
+    scale = UnitScaled.attention(score_scale * head_dim, head_dim, keys)
+    return attention(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+
+
+attention_of_its_length.__name__ = "attention"  # the pair it runs is attention's
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,8 +187,8 @@ ZOO = {
         **pair("rms_norm", lambda dy, saved: (dy * saved[1],))),
     "input-length": Mistake(
         "attention's σ of the input's length", "the training length: App. B",
-        [], seen_by="the logits of a text, which are others in a longer one",
-        kernels={ops.attention: (attention_of_its_length, ops.attention_backward)}),
+        [(vars(ops), "attention", attention_of_its_length)],
+        seen_by="the logits of a text, which are others in a longer one"),
     "mean-loss": Mistake(
         "1/b in the loss's gradient", "none: Table 4",
         factors("cross_entropy", lambda alpha, V, b: UnitScaled.cross_entropy(alpha, V, 1)), "scale"),
