@@ -1,4 +1,4 @@
-"""Where arrays live: NumPy on a CPU, CuPy on a GPU. The only module that imports cupy.
+"""The place where arrays live: NumPy on a CPU, CuPy on a GPU. The only module that imports cupy.
 
 The rest of the package writes `xp = xp_of(x)` and calls `xp.exp`, `xp.zeros`, … : the same line runs on both.
 """

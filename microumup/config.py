@@ -1,4 +1,4 @@
-"""What a run is: every option of a model and of its training, with its default, its meaning and its checks.
+"""Every option of a model and of its training, with its default, its meaning and its checks: all that a run is.
 
 A field is an option of the command line too: `option` says in `help` what it is and in which unit. Whatever a field
 can be wrong by raises a ValueError here, of one line that names the option and the mend; nothing behind this module

@@ -1,4 +1,4 @@
-"""All that exists for a processor's sake: blocks that fit its cache, threads, freed memory, fast matrix products.
+"""Blocks that fit a processor's cache, threads, freed memory, fast matrix products: all that exists for its sake.
 
 None of it changes a result but by rounding. On a GPU a block is the whole array, and there is one thread.
 """

@@ -139,13 +139,13 @@ def _transposed(x: Array, head_dim: int) -> Array:
 
 
 def _largest_norm(x: Array, size: int) -> float:
-    """Of any `size` neighbours in x."""
+    """The largest norm among any `size` neighbours in x."""
     rows = x.reshape(-1, size)
     return sqrt(np.einsum("ij,ij->i", rows, rows).max())
 
 
 def _too_large(x: Array) -> bool:
-    """Whether exp needs the maximum of each row taken off first, lest it overflow or all of a row become 0."""
+    """True where exp needs the maximum of each row taken off first, lest it overflow or all of a row become 0."""
     return max(float(x.max()), -float(x.min())) > SAFE_EXPONENT
 
 

@@ -84,7 +84,7 @@ class UnitScaled(Plain):
 
 
 def log_interpolate(weight: float, upper: float, lower: float) -> float:
-    """From `lower` at weight 0 to `upper` at weight 1, straight on a logarithmic scale (App. B)."""
+    """A value from `lower` at weight 0 to `upper` at weight 1, straight on a logarithmic scale (App. B)."""
     return exp(weight * log(upper) + (1 - weight) * log(lower))
 
 

@@ -57,7 +57,7 @@ class Trainer:
         tokens, targets = batch(self.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=step)
 
         def gradients(i: int) -> tuple[Tensor, float, Arrays]:
-            """Of a thread's share of the batch the loss, and its part in the batch's loss and gradients."""
+            """Loss of a thread's share of the batch, and its part in the batch's loss and gradients."""
             share = self.threads.share(c.batch_size, i)
             ids, hits = (to_device(a[share], self.device) for a in (tokens, targets))
             part = len(ids) / c.batch_size

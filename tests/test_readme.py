@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from microumup import APPENDICES, CHAPTERS
 from microumup.__main__ import COMMANDS
 from microumup.cli import Parser
 from microumup.config import TrainConfig
-from microumup.lab.claims import amount
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,17 +53,6 @@ def test_the_files_it_names_are_there(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_the_fp8_table_is_the_committed_result() -> None:
-    result = json.loads((ROOT / "docs" / "fp8_gap.json").read_text())
-    assert result["passed"]
-    for scheme in ("umup", "mup"):
-        rows = [run for run in result["runs"] if run["scheme"] == scheme]
-        plain, cast = ([f"{run['loss']:.3f}" for run in rows if run["fp8"] == fp8] for fp8 in ("none", "fp8"))
-        gaps = [f"{gap:+.3f}" for gap in result["gaps"][scheme]]
-        columns = "".join(f"{', '.join(column):>24}" for column in (plain, cast, gaps))
-        assert f"\n{scheme:6}{columns}{result['flushed'][scheme]:>26.4f}\n" in README
-
-
 def test_the_speed_of_fp8_is_the_committed_result() -> None:
     comparisons = json.loads((ROOT / "docs" / "bench.json").read_text())["comparisons"]
     rounding = {round(1 / c["ratio"]) for c in comparisons if c["name"].startswith("quantize")}
@@ -85,18 +74,24 @@ def test_the_table_of_speed_is_the_committed_result() -> None:
         assert f"| {alone['config']} | {' | '.join(cells)} |" in README
 
 
-def test_the_table_of_claims_is_the_committed_results() -> None:
-    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \| `microumup figures ([a-z0-9-]+)` \|$", README, re.MULTILINE)
-    assert len(rows) >= 8
-    for text, measured, verdict, name in rows:
-        claims = json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text())["claims"]
-        [claim] = [claim for claim in claims if claim["claim"] == text]
-        assert measured == f"{amount(claim['effect'], claim['unit'])} {claim['unit']}".strip()
-        assert verdict == claim["verdict"]
-
-
 def test_the_two_commands_set_themselves_up() -> None:
     commands = re.findall(
         r"^python3 -m venv \.venv && \.venv/bin/pip install .* && \.venv/bin/python -m (\S+)$", README, re.MULTILINE
     )
     assert commands == ["microumup.train", "pytest"]
+
+
+@pytest.mark.parametrize(("kind", "names"), [("chapter", list(CHAPTERS)), ("appendix", list(APPENDICES))])
+def test_it_lists_the_chapters_and_appendices_of_the_package(kind: str, names: list[str]) -> None:
+    table = README.partition(f"| {kind} | |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)\.py` \| (.*) \|$", table, re.MULTILINE)
+    assert [name for name, _ in rows] == names
+    if kind == "appendix":
+        assert dict(rows) == APPENDICES
+
+
+def test_the_book_is_as_short_as_it_says() -> None:
+    lines = sum(len((ROOT / "microumup" / f"{name}.py").read_text().splitlines()) for name in CHAPTERS)
+    assert lines <= 1750
+    longest = max(len(path.read_text().splitlines()) for path in (ROOT / "microumup").rglob("*.py"))
+    assert longest <= 450

@@ -1,4 +1,4 @@
-"""What to train and what was found: grids, random points, the paper's independent search, and tables of the best."""
+"""Searches, and tables of what they found: grids, random points, and the paper's independent search."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ import numpy as np
 
 from microumup import cli
 from microumup.config import TrainConfig, option_name
+from microumup.lab.tables import text_table
 from microumup.parametrization import ALIASES
 
 Axis = tuple[str, list[Any]]  # an option and its values
@@ -146,7 +147,7 @@ def independent(
     """The paper's independent search (App. F.1): what was tried at each stage, and the best of it.
 
     The axis lr with all else at its default; each other axis alone at the best lr; all best values combined, at that lr
-    and its neighbours on the axis. Ends after the first stage if no lr trains.
+    and the two next to it on the axis. Ends after the first stage if no lr trains.
     """
     by_name = dict(axes)
     lrs = sorted(by_name.pop("lr"))
@@ -161,8 +162,8 @@ def independent(
         mine, records = records[: len(configs)], records[len(configs) :]
         found.append((name, ranked(mine, [name])[0]))
     combined = at_best | {name: value for _, point in found for name, value in point.values.items()}
-    middle = lrs.index(at_best["lr"])
-    around = ("lr", lrs[max(0, middle - 1) : middle + 2])
+    first = max(0, min(lrs.index(at_best["lr"]) - 1, len(lrs) - 3))
+    around = ("lr", lrs[first : first + 3])
     points = ranked(train_all(grid(combined, [around], seeds)), [*by_name, "lr"])
     [same] = [point for point in points if point.values["lr"] == at_best["lr"]]
     return [*found, ("combined", same), ("combined, lr again", points[0])]
@@ -183,17 +184,12 @@ def show_loss(point: Point) -> str:
     return f"{point.loss:.4f}" + (f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else "")
 
 
-def show(rows: Sequence[Sequence[str]]) -> str:
-    """Rows under each other, to the right but for the last column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    return "\n".join("  ".join([*map(str.rjust, row, widths), row[-1]]) for row in rows)
-
-
 def summary(points: Sequence[Point], shown: int = 10) -> str:
     """The best points, and for each value of each option the best point that has it."""
     names = list(points[0].values)
     rows = [[*names, "loss"], *([*map(show_value, p.values.values()), show_loss(p)] for p in points[:shown])]
-    text = [f"{len(points)} points, best first" + (f" ({shown} of them):" if len(points) > shown else ":"), show(rows)]
+    some = f" ({shown} of them)" if len(points) > shown else ""
+    text = [f"{len(points)} points, best first{some}:", text_table(rows)]
     for name in names if len(names) > 1 else ():
         best: dict[str, Point] = {}
         for point in points:
@@ -203,7 +199,7 @@ def summary(points: Sequence[Point], shown: int = 10) -> str:
         others = [other for other in names if other != name]
         rows = [[name, *others, "best loss"]]
         rows += [[v, *(show_value(p.values[other]) for other in others), show_loss(p)] for v, p in best.items()]
-        text += ["", f"the best of each {option_name(name)}:", show(rows)]
+        text += ["", f"the best of each {option_name(name)}:", text_table(rows)]
     return "\n".join(text)
 
 

@@ -45,12 +45,12 @@ from microumup.lab.search import (
     independent,
     parse_grid,
     ranked,
-    show,
     show_loss,
     show_value,
     summary,
     with_seeds,
 )
+from microumup.lab.tables import text_table as show
 from microumup.lab.tables import to_line, write_table
 from microumup.plan import check_memory, weights
 from microumup.ranges import linear_ranges

@@ -1,16 +1,33 @@
-"""Tables as CSV that read back as they were written: None is an empty cell, text is bare, all else is as in JSON.
+"""Tables: as CSV that reads back as it was written, and as columns of text.
 
-Text that JSON would take for something else, as the name 123456789012, is quoted as in JSON too.
+In a CSV None is an empty cell, text is bare, all else is as in JSON. Text that JSON would take for something else, as
+the name 123456789012, is quoted as in JSON too.
 """
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from microumup import checkpoint
+
+
+def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  ") -> str:
+    """Lines with the cells of `rows` under each other, `gap` between two columns, nothing behind the last.
+
+    `align` has a `<` or a `>` for each column, to the left or to the right. Without it all columns stand to the right,
+    but the last to the left.
+    """
+    rows = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    align = align or ">" * (len(widths) - 1) + "<"
+    return "\n".join(
+        gap.join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=False)).rstrip()
+        for row in rows
+    )
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,0 +1,322 @@
+"""Do models and ops do what the tables say? Tables 1 and 4, measured without training.
+
+What the paper says of them is written down here once more, from the paper and not from the modules that are checked.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import sqrt
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from microumup import ops
+from microumup.backend import Array
+from microumup.config import ModelConfig
+from microumup.engine import Tensor, tape
+from microumup.lab import pictures as pic
+from microumup.lab.expected import expected_rms
+from microumup.lab.figures.figure import Figure
+from microumup.lab.figures.judging import Claim, Criterion, claim
+from microumup.lab.figures.look import caption, panels
+from microumup.lab.figures.rows import Data, Row, Rows, largest, where
+from microumup.lab.scales import fresh_loss, measured_rms
+from microumup.model import forward, init_params
+from microumup.multipliers import UnitScaled
+from microumup.optim import AdamW
+from microumup.plan import plan, weights
+
+
+def rounded(value: float) -> float:
+    """Round to six digits: what lies behind them depends on the machine."""
+    return float(f"{value:.6g}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table 1
+
+WIDTHS, DEPTHS = (32, 64, 128, 256), (1, 2, 4, 8)  # of the models that it is measured on
+BASE_WIDTH, BASE_LAYERS = 64, 2
+EXACT, SAMPLED = Criterion(high=1e-3), Criterion(high=0.05)
+
+
+class Sizes(NamedTuple):
+    """The sizes that Table 1's rules look at."""
+
+    fan_in: float
+    fan_out: float
+    depth: float  # L
+    base_fan_in: float
+    base_depth: float
+
+
+def _one(s: Sizes) -> float:
+    return 1.0
+
+
+# Table 1 in absolute terms; µP's √B counts σ_init from the base shape's fan_in^-1/2.
+TABLE1: dict[str, dict[str, dict[str, Callable[[Sizes], float]]]] = {
+    "mup": {
+        "input": {"√B": _one, "A": _one, "C": _one},
+        "output": {"√B": lambda s: s.base_fan_in**-0.5, "A": lambda s: s.base_fan_in / s.fan_in, "C": _one},
+        "hidden": {
+            "√B": lambda s: s.base_fan_in**-0.5 * sqrt(s.base_fan_in / s.fan_in),
+            "A": _one,
+            "C": lambda s: s.base_fan_in / s.fan_in * sqrt(s.base_depth / s.depth),
+        },
+        "residual": {"A": lambda s: sqrt(s.base_depth / s.depth)},
+    },
+    "umup": {
+        "input": {"√B": _one, "A": _one, "C": lambda s: s.fan_out**-0.5},
+        "output": {"√B": _one, "A": lambda s: 1 / s.fan_in, "C": _one},
+        "hidden": {"√B": _one, "A": lambda s: s.fan_in**-0.5, "C": lambda s: s.fan_in**-0.5 * s.depth**-0.5},
+        "residual": {"A": lambda s: s.depth**-0.5},
+    },
+}
+
+
+def table1() -> Rows:
+    """A row per scheme, type of weight, quantity and size of the model: what is measured, and what Table 1 says."""
+    rows: Rows = []
+    for scheme, (axis, sizes) in product(TABLE1, {"width": WIDTHS, "layers": DEPTHS}.items()):
+        for size in sizes:
+            options: dict[str, Any] = {"scheme": scheme, "width": 64, "layers": 2, "seq_len": 16, axis: size}
+            if scheme == "mup":
+                options |= {"base_width": BASE_WIDTH, "base_layers": BASE_LAYERS}
+            config = ModelConfig(**options)
+            for (type, quantity), measured in measured_cells(config).items():
+                fan_in = config.ffn_dim if type == "down" else config.width
+                base = fan_in * BASE_WIDTH / config.width
+                said = TABLE1[scheme]["hidden" if type == "down" else type][quantity](
+                    Sizes(fan_in, config.width, config.branches, base, 2 * BASE_LAYERS)
+                )
+                rows.append({"scheme": scheme, "type": type, "quantity": quantity, "axis": axis, "size": size,
+                             "measured": rounded(measured), "paper": rounded(said)})  # fmt: skip
+    return rows
+
+
+def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
+    """√B, A and C of each type of weight, and the residual's A, from a model: what it draws, puts out and steps by.
+
+    FFN down, whose fan_in differs, stands for itself. Of several weights of a type the median.
+    """
+    params = init_params(config)
+    cells: dict[tuple[str, str], list[float]] = {}
+
+    def note(name: str, quantity: str, value: float) -> None:
+        type = "down" if name.endswith("down") else weights(config)[name].type
+        cells.setdefault((type, quantity), []).append(value)
+
+    tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
+    leaves = {name: Tensor(w, name) for name, w in params.items()}
+    names = {id(w): name for name, w in params.items()}
+    skip = 1.0
+    for node in tape(forward(leaves, tokens, plan(config, tokens.size))):
+        arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
+        if node.op in ("linear", "embedding"):
+            x, w = arrays
+            plain = x @ w.T if node.op == "linear" else w[x]
+            note(names[id(w)], "A", fit(node.data, plain)[0])
+        elif node.op == "residual_add":
+            a, b = fit(node.data, *arrays)
+            skip *= b
+            cells.setdefault(("residual", "A"), []).append(a / skip)  # the branch over the embedding, both at the end
+    before = {name: w.copy() for name, w in params.items()}
+    optimizer = AdamW(params, {name: w.C for name, w in weights(config).items()}, lr=1.0, weight_decay=0.0)
+    rng = np.random.default_rng(0)
+    optimizer.step({name: rng.standard_normal(w.shape, dtype=np.float32) for name, w in params.items()}, 1.0)
+    for name, w in params.items():
+        note(name, "√B", float(before[name].std()))
+        note(name, "C", float(np.median(np.abs(w.astype(np.float64) - before[name]))))  # Adam's first step is ± η C
+    return {key: median(values) for key, values in cells.items()}
+
+
+def fit(y: Array, *parts: Array) -> list[float]:
+    """The factors with which `parts` add up to y."""
+    columns = np.stack([np.float64(part).ravel() for part in parts], axis=1)
+    return [float(f) for f in np.linalg.lstsq(columns, np.float64(y).ravel(), rcond=None)[0]]
+
+
+def table1_claims(data: Data) -> Iterator[Claim]:
+    """Judge the measured by Table 1."""
+    for scheme, name in (("mup", "µP"), ("umup", "u-µP")):
+        for quantities, words, criterion in ((("A", "C"), "A, C and residual", EXACT), (("√B",), "init std", SAMPLED)):
+            rows = [row for row in where(data.runs, scheme=scheme) if row["quantity"] in quantities]
+            text = f"{name}: {words} measured on models differ from Table 1 by at most"
+            off = largest(rows, lambda row: abs(row["measured"] / row["paper"] - 1))
+            yield claim(text, off, criterion, "", "0")
+
+
+TYPES: dict[str, tuple[str, Row]] = {  # of weights, and how they are drawn
+    "input": ("input", {"color": pic.ORANGE, "marker": "v"}),
+    "hidden": ("hidden", {"color": pic.BLUE, "marker": "o"}),
+    "down": ("hidden, FFN down", {"color": pic.SKY, "marker": "D"}),
+    "output": ("output", {"color": pic.GREEN, "marker": "^"}),
+    "residual": ("residual", {"color": pic.PURPLE, "marker": "P"}),
+}
+COLUMNS = {  # of the picture: a title, the axis, and the quantity of each type that is drawn
+    "init std √B": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "√B")),
+    "multiplier A": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "A")),
+    "LR factor C": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "C")),
+    "over depth: hidden's C, residual's A": ("layers", {"hidden": "C", "residual": "A"}),
+}
+
+
+def draw_table1(data: Data) -> Any:
+    """Draw what models do, as points, on the lines of Table 1."""
+    figure, axes = panels(2, len(COLUMNS), 11.5, 6, "xy")
+    keys: dict[str, Any] = {}
+    for row, (scheme, name) in zip(axes, (("mup", "µP"), ("umup", "u-µP")), strict=True):
+        for ax, (title, (axis, shown)) in zip(row, COLUMNS.items(), strict=True):
+            for type, quantity in shown.items():
+                own = where(data.runs, scheme=scheme, axis=axis, type=type, quantity=quantity)
+                words, style = TYPES[type]
+                sizes = [r["size"] for r in own]
+                ax.plot(sizes, [r["paper"] for r in own], color=style["color"], linewidth=1.2)
+                [keys[words]] = ax.plot(sizes, [r["measured"] for r in own], linestyle="none", **style)
+            low, high = ax.get_ylim()
+            if high < 2 * low:  # nothing but chance: do not blow it up
+                ax.set_ylim(low / 2, high * 2)
+            ax.set_xlabel(axis)
+            ax.set_title(f"{name}: {title}", fontsize=10 if len(title) < 20 else 8)
+    caption(figure, "marker: measured on a model · line: Table 1", list(keys.values()), list(keys), columns=5)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table 4
+
+FORWARD_SILU, BACKWARD_SILU = Criterion(high=0.013), Criterion(high=0.05)
+ATTENTION, WHOLE_MODEL = Criterion(high=0.12), Criterion(high=0.2)
+ALPHAS = tuple(2.0**i for i in range(-3, 4))
+SEQUENCES = (16, 64, 256)
+FAN_IN, FAN_OUT, VOCAB, HEAD_DIM = 256, 704, 512, 16
+
+
+def table4() -> Rows:
+    """RMS of what each op of Table 4 puts out and passes back, of unit normal inputs and gradients: a row per tensor.
+
+    `expected` is 1, or the departure that the rules themselves imply; last come all tensors of a whole model.
+    """
+    return [
+        {"op": op, "setting": setting, "value": value, "tensor": tensor, "measured": rounded(measured),
+         "expected": rounded(expected.get(tensor, 1.0))}
+        for op, setting, value, rms, expected in op_scales() for tensor, measured in rms.items()
+    ]  # fmt: skip
+
+
+def op_scales() -> Iterator[tuple[str, str | None, float | None, dict[str, float], dict[str, float]]]:
+    """Each op on its own, and a whole model on random tokens: its name, what is varied and its value, the RMS by
+    tensor, and what of these is not meant to be 1."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def rms(**arrays: Array) -> dict[str, float]:
+        return {name: float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for name, x in arrays.items()}
+
+    tokens = 2048
+    x = normal(tokens, FAN_IN)
+    for op, fan_out, factor, not_one in (
+        ("linear", FAN_OUT, FAN_IN**-0.5, {"dx": sqrt(FAN_OUT / FAN_IN)}),
+        ("readout", VOCAB, 1 / FAN_IN, {"y": FAN_IN**-0.5, "dx": sqrt(VOCAB / FAN_IN)}),
+    ):
+        scale = UnitScaled.linear(factor, FAN_IN**-0.5, tokens)
+        y, saved = ops.linear_forward(x, normal(fan_out, FAN_IN), scale=scale)
+        dx, dw = ops.linear_backward(normal(tokens, fan_out), saved)
+        yield op, None, None, rms(y=y, dx=dx, dw=dw), not_one
+    ids = rng.integers(VOCAB, size=(8, tokens // 8))
+    y, saved = ops.embedding_forward(ids, normal(VOCAB, FAN_IN), scale=UnitScaled.embedding(1.0, VOCAB, tokens))
+    yield "embedding", None, None, rms(y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1]), {}
+    yield "rms_norm", None, None, rms(y=ops.rms_norm_forward(x)[0]), {}
+    yield "rope", None, None, rms(y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0]), {}
+    logits = FAN_IN**-0.5 * normal(8, tokens // 8, VOCAB)
+    scale = UnitScaled.cross_entropy(1.0, VOCAB, tokens)
+    loss, saved = ops.cross_entropy_forward(logits, ids, alpha=1.0, scale=scale)
+    yield "cross_entropy", None, None, rms(dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0]), {}
+    for alpha in ALPHAS:
+        scale = UnitScaled.gated_silu(alpha)
+        y, saved = ops.gated_silu_forward(normal(tokens, FAN_OUT), normal(tokens, FAN_OUT), alpha=alpha, scale=scale)
+        d_in, d_gate = ops.gated_silu_backward(normal(tokens, FAN_OUT), saved)
+        yield "gated_silu", "alpha", alpha, rms(y=y, dx_in=d_in, dx_gate=d_gate), {}
+    for seq_len in SEQUENCES:
+        q, k, v, dy = (normal(16, seq_len, FAN_IN) for _ in range(4))
+        scale = UnitScaled.attention(1.0, HEAD_DIM, seq_len)
+        y, saved = ops.attention_forward(q, k, v, head_dim=HEAD_DIM, score_scale=1 / HEAD_DIM, scale=scale)
+        yield "attention", "seq_len", seq_len, rms(y=y, dv=ops.attention_backward(dy, saved)[2]), {}
+    config = ModelConfig(width=256, layers=2, head_dim=16, seq_len=64)
+    yield "model", None, None, measured_rms(fresh_loss(config, 16)), expected_rms(config)
+
+
+def table4_claims(data: Data) -> Iterator[Claim]:
+    """Judge the RMS of every op's tensors."""
+    silu, attention, model = (where(data.runs, op=op) for op in ("gated_silu", "attention", "model"))
+    exact = [row for row in data.runs if row["op"] not in ("gated_silu", "attention", "model")]
+    output, gradients = where(silu, tensor="y"), [row for row in silu if row["tensor"] != "y"]
+    for text, rows, criterion in (
+        ("ops whose factor is exact: RMS differs from what it should be", exact, SAMPLED),
+        ("gated_silu, α from 1/8 to 8: RMS of its output differs from 1", output, FORWARD_SILU),
+        ("and of its gradients", gradients, BACKWARD_SILU),
+        ("attention over 16 to 256 tokens: RMS differs from 1", attention, ATTENTION),
+        ("every tensor of a new u-µP model: RMS differs from what the rules imply", model, WHOLE_MODEL),
+    ):
+        off = largest(rows, lambda row: abs(row["measured"] / row["expected"] - 1))
+        yield claim(f"{text} by at most", off, criterion, "", "" if rows is model else "0")
+
+
+MODEL_TENSORS = {
+    "y": (pic.BLUE, "o"), "dy": (pic.VERMILION, "s"), "dx": (pic.GREEN, "^"), "dw": (pic.ORANGE, "D"),
+    "x": (pic.SKY, "v"), "w": (pic.BLACK, "P"),
+}  # fmt: skip
+
+
+def draw_table4(data: Data) -> Any:
+    """Draw the RMS of every op's tensors, and of all tensors of a model against what is expected of them."""
+    figure, axes = panels(1, 2, 11, 6.2, "x", gridspec_kw={"width_ratios": (3, 2)})
+    alone, model = [row for row in data.runs if row["op"] != "model"], where(data.runs, op="model")
+
+    def name(row: Row) -> str:
+        setting = f", {'α' if row['setting'] == 'alpha' else 's'} = {row['value']:g}" if row["setting"] else ""
+        return f"{row['op']}{setting}: {row['tensor']}"
+
+    left, right = axes[0]
+    left.axvline(1, color="black", linewidth=1)
+    places = range(len(alone))
+    expected, measured = ([row[column] for row in alone] for column in ("expected", "measured"))
+    left.plot(expected, places, "o", color=pic.BLACK, label="what the rules imply", markersize=7, fillstyle="none")
+    left.plot(measured, places, "x", color=pic.BLUE, label="measured")
+    left.set_yticks(places, map(name, alone), fontsize=6.5)
+    left.invert_yaxis()
+    left.set_xlabel("RMS, of inputs and gradients of RMS 1")
+    left.legend(frameon=False, loc="center left")
+    for suffix, (colour, marker) in MODEL_TENSORS.items():
+        own = [row for row in model if row["tensor"].rpartition(".")[2] == suffix]
+        expected, measured = ([row[column] for row in own] for column in ("expected", "measured"))
+        right.plot(expected, measured, marker, color=colour, label=suffix, markersize=5)
+    ends = [pick(row["expected"] for row in model) for pick in (min, max)]
+    right.plot(ends, ends, color="black", linewidth=1, zorder=0.9)
+    right.set_yscale("log", base=2)
+    right.set(xlabel="RMS that the rules imply", ylabel="RMS measured")
+    right.set_title("all tensors of a new model", fontsize=10)
+    right.legend(frameon=False, ncols=2)
+    caption(figure, "a marker is a tensor · line: 1 on the left, equal on the right")
+    return figure
+
+
+FIGURES = (
+    Figure(
+        "table1", "Table 1, measured on models", "models do what Table 1 says, over width and over depth",
+        """No training: init, multiplier and step of every type of weight, measured on models of several sizes,
+are the points; the paper's Table 1 are the lines.""",
+        table1_claims, draw_table1, compute=table1,
+    ),
+    Figure(
+        "table4", "Table 4, measured op by op", "every op puts out and passes back the scale that Table 4 implies",
+        """No training: what every op makes of inputs and gradients of RMS 1. Circles are what the rules imply;
+most are at 1, and those that are not are known exactly. On the right all tensors of a new model, where these add
+up.""",
+        table4_claims, draw_table4, compute=table4,
+    ),
+)  # fmt: skip
