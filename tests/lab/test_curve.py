@@ -18,7 +18,7 @@ from microumup.lab.curve import Curve, columns, conditional_entropies, labels, m
 def run_dir(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
-    config = {"scheme": "umup", "width": 64, "lr": 1.5, "corpus": "other", "text": [], "vocab_size": 256}
+    config = asdict(TrainConfig(corpus="other"))
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").write_text("".join(f'{{"step": {i}, "loss": {5 - i / 50}}}\n' for i in range(100)))
     return run
