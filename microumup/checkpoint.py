@@ -191,7 +191,8 @@ def read_bytes(path: Path, largest: int = LARGEST_RECORD) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file() or size > largest:
-            raise ValueError(f"{size:,} bytes are too many" if path.is_file() else "it is no regular file")
+            kind = "Is a directory" if path.is_dir() else "it is no regular file"
+            raise ValueError(f"{size:,} bytes are too many" if path.is_file() else kind)
         return path.read_bytes()
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None

@@ -24,7 +24,7 @@ LARGEST = {  # whole numbers, past which nothing can be meant
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
 SHARE = (0.0, 1.0)
 RANGES = {
-    "norm_eps": SHARE, "warmup": SHARE, "weight_decay": SHARE, "rope_base": (1.0, 1e9), "lr": (1e-45, 1e45),
+    "norm_eps": (0.0, 1.0), "warmup": SHARE, "weight_decay": SHARE, "rope_base": (1.0, 1e9), "lr": (1e-45, 1e45),
     "loss_scale": (1e-30, 1e30),
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ class ModelConfig:
             if isinstance(value, float):
                 low, high = RANGES.get(f.name, USUAL)
                 if not low <= value <= high:
-                    share = "no share; use" if (low, high) == SHARE else "not a positive finite number of"
+                    share = "no share; use" if RANGES.get(f.name) is SHARE else "not a positive finite number of"
                     raise ValueError(f"{option_name(f.name)}: {value} is {share} {low:g} to {high:g}")
         if self.head_dim % 2:
             raise ValueError(f"--head-dim: {self.head_dim} is odd; RoPE turns pairs of elements, use an even number")

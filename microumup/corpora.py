@@ -138,7 +138,7 @@ def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array,
                     made.replace(folder)
         except OSError as error:
             raise ValueError(
-                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror}); set it to another"
+                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror or error}); set it to another"
             ) from error
     try:
         for name, (size, sha256) in checkpoint.read_record(folder / "sums.json").items():

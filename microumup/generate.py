@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from math import inf
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
 from microumup.checkpoint import to_json
-from microumup.config import check_least
+from microumup.config import ModelConfig, check_least
 from microumup.data import Tokenizer
 from microumup.diverged import Diverged, check_finite
 from microumup.model import Cache, trunk
@@ -66,7 +67,8 @@ def load_run(run_dir: Path, device: str = "cpu") -> tuple[Plan, dict[str, Array]
     for name, w in arrays.items():
         check_finite(step, f"largest element of {name}", float(abs(w).max()), config)
     params = {name: to_device(w, device) for name, w in arrays.items()}
-    return plan(config, batch_tokens=1), params, load_tokenizer(run_dir)  # nothing is differentiated
+    model = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
+    return plan(model, batch_tokens=1), params, load_tokenizer(run_dir)  # nothing is differentiated
 
 
 def main(argv: list[str] | None = None) -> int:

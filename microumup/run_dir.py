@@ -270,7 +270,8 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays
     step, seconds = info.get("step"), info.get("seconds")
     if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
         raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
-    other = any(getattr(config, name, value) != value for name, value in without_retired(info.get("model", {})).items())
+    model = {**RETIRED, **asdict(config)}
+    other = any(model.get(name) != value for name, value in info.get("model", {}).items())
     if other or info.get("config", id) != id:
         raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
     return arrays, info

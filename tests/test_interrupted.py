@@ -186,10 +186,8 @@ def test_weights_ruined_by_the_last_update_are_divergence(
     assert main([*options(run, text), "--json"]) == 1
     out, error = capsys.readouterr()
     assert out == ""
-    assert (
-        error
-        == "microumup train: diverged: the validation loss is nan at step 12; try a lower --lr than 1.5 or a longer --warmup\n"
-    )
+    advice = "try a lower --lr than 1.5 or a longer --warmup"
+    assert error == f"microumup train: diverged: the validation loss is nan at step 12; {advice}\n"
     assert not (run / "result.json").exists()
     monkeypatch.undo()
     assert generate([str(run)]) == 1

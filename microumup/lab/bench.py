@@ -11,7 +11,6 @@ to the faster.
     D   width 256, sequences of 256, 4 in a batch, 32,000 tokens
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from microumup import cli, fused
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
             say("\nwidth  " + "".join(f"{width:>10}" for width in found["widths"]))
             say("step   " + "".join(f"{ms:7.1f} ms" for ms in found["widths"].values()))
     if args.json:
-        print(json.dumps(found))
+        print(to_json(found))
     return 0
 
 

@@ -4,13 +4,13 @@ Each scheme is trained in float32 and with every linear's x, w and dy cast to FP
 differ is in the last column: at initialization µP's gradients dy are so small that E4M3 turns them into zeros.
 """
 
-import json
 import os
 import sys
 from math import isfinite
 from pathlib import Path
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures.figure import data_of
 from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
         each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
         listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
-        print(json.dumps({"passed": passed, "gaps": finite, "flushed": flushed, "runs": listed}))
+        print(to_json({"passed": passed, "gaps": finite, "flushed": flushed, "runs": listed}))
     return 0 if passed else 1
 
 
