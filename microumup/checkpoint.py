@@ -134,6 +134,16 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(one_line(error)) from None
 
 
+def read_json(path: Path, kind: type) -> Any:
+    """The JSON in a file, a list or a dict. Raises ValueError, naming the file and the mend, for anything else."""
+    try:
+        if not isinstance(content := json.loads(read_bytes(path)), kind):
+            raise ValueError(f"it is no {kind.__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); restore it, or delete it") from None
+    return content
+
+
 def read_lines(path: Path, owner: str = "") -> list[dict[str, Any]]:
     """The records in a file that has one a line, none if there is no such file. Half a line at its end is left out, and
     said. Raises ValueError, naming the line, for one that is damaged."""

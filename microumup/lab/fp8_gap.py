@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command `fp8-gap`."""
     ends = f"Ends with 0 when u-µP's gap is at most {ALLOWED} nats and µP's at least {RUINED:g} for every seed, else 1."
     parser = cli.Parser("fp8-gap", f"{__doc__}\n{ends}")
-    parser.add_argument("--seeds", type=cli.whole, default=3, metavar="N", help="seeds 0 … N - 1 (default: 3)")
+    parser.add_argument("--seeds", type=cli.few, default=3, metavar="N", help="seeds 0 … N - 1 (default: 3)")
     cores = os.cpu_count() or 1
     parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
     parser.add_argument("--quiet", action="store_true", help="print no table")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import product
-from math import exp, inf, isfinite, log
+from math import exp, inf, isfinite, log, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ Axis = tuple[str, list[Any]]  # an option and its values
 Record = dict[str, Any]  # what is kept of a run: see `sweep.run`
 
 OPTIONS = {f.name: f.type for f in fields(TrainConfig)}
+MOST = 1_000_000  # runs of a sweep, each of which is a config in memory
 FLOATS = (float, float | None)
 
 
@@ -91,6 +92,8 @@ def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainCo
     Raises ValueError for a combination that TrainConfig refuses.
     """
     names, lists = [name for name, _ in axes], [values for _, values in axes]
+    if (runs := prod(map(len, lists)) * seeds) > MOST:
+        raise ValueError(f"--grid: {runs:,} runs are more than {MOST:,}; name fewer values, or take --random")
     points = [dict(zip(names, values, strict=True)) for values in product(*lists)]
     return [config for point in points for config in with_seeds(base | point, seeds)]
 
@@ -105,6 +108,8 @@ def with_seeds(options: dict[str, Any], seeds: int) -> list[TrainConfig]:
 def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
     """Random points, always the same and the first of a longer draw: log-uniform where the axis is a geometric range,
     uniform where it is an arithmetic one or a list."""
+    if count > MOST:
+        raise ValueError(f"--random: {count:,} points are more than {MOST:,}; take fewer")
     rng = np.random.default_rng(0)
     return [{_split(text)[0]: _draw(text, rng) for text in grids} for _ in range(count)]
 

@@ -1,6 +1,6 @@
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import exp, log, sqrt
 
 import numpy as np
@@ -16,7 +16,9 @@ from microumup.lab.scales import fresh_loss, main, measured_rms, note, table
 from microumup.lab.scales_plot import plot
 from microumup.model import forward, init_params, loss
 from microumup.multipliers import UnitScaled
+from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
+from microumup.run_dir import Command, RunDir
 from microumup.trainer import Trainer
 
 SMALL = ModelConfig(width=64, layers=2, seq_len=64, head_dim=16)
@@ -161,7 +163,7 @@ def test_measuring_asks_for_gradients():
     ids = np.zeros((1, 8), np.int64)
     for look in (measured_rms, linear_ranges):
         with pytest.raises(ValueError, match="keep=True"):
-            look(loss(params, ids, ids, TINY))
+            look(loss(params, ids, ids, plan(TINY, ids.size)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,9 +221,10 @@ def run_dir(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(scales, "load_corpus", lambda *_, **__: corpus)
     config = TrainConfig(width=16, head_dim=4, layers=1, seq_len=8, batch_size=2, steps=2)
     trainer = Trainer(config, corpus)
-    trainer.update(0)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
-    trainer.save(tmp_path / "checkpoint.safetensors", 1, 0.0)
+    with RunDir.create(tmp_path, config, corpus, Command(save_every=1)) as run:
+        loss, *_ = trainer.update(0)
+        run.log({"step": 0, "loss": loss})
+        run.save_if_due(trainer.state, 1, 0.0)
     return tmp_path
 
 
