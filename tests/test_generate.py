@@ -104,7 +104,7 @@ def test_a_run_of_an_older_version_is_loaded(run_dir: Path, tmp_path: Path) -> N
     assert load_run(run_dir)[0] == before
     info["model"]["tied_embeddings"] = True
     checkpoint.save(path, arrays, info)
-    with pytest.raises(ValueError, match="is of another run than config.json"):
+    with pytest.raises(ValueError, match=r"is of another run than config\.json"):
         load_run(run_dir)
 
 

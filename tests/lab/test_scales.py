@@ -288,7 +288,7 @@ def learned():
         trainer.update(step)
     tokens, targets = text[:128].reshape(8, 16), text[1:129].reshape(8, 16)
     out = scales.kept_loss(trainer.params, tokens, targets, config)
-    z = np.float64(forward(trainer.params, tokens, config).data)
+    z = np.float64(forward(trainer.params, tokens, trainer.plan).data)
     p = np.exp(z - z.max(-1, keepdims=True))
     return linear_ranges(out), p / p.sum(-1, keepdims=True), np.eye(256)[targets]
 
@@ -368,8 +368,10 @@ def test_the_command_shows_the_first_and_last_logged_step_of_a_run(run_dir, caps
 def test_the_command_looks_at_the_checkpoint_of_a_run_without_a_log(run_dir, corpus, capsys):
     assert main([str(run_dir), "--quiet", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["steps"]
-    trainer, seen = Trainer(TrainConfig(**json.loads((run_dir / "config.json").read_text()) | {"text": ()}), corpus), {}
-    trainer.load(run_dir / "checkpoint.safetensors")
+    run = RunDir.resume(run_dir, corpus)
+    run.close()
+    trainer, seen = Trainer(run.config, corpus), {}
+    trainer.load_state(run.state, run.step)
     trainer.update(1, watch=lambda _, out: seen.update(linear_ranges(out)))
     assert found["1"].keys() == seen.keys()
     for name, r in seen.items():  # the command runs the readable ops, training the fast ones
