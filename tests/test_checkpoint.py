@@ -60,11 +60,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for position in range(0, len(whole), 7):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        message = ""
         try:
             arrays, info = checkpoint.load(path)
         except ValueError as error:
-            assert str(path) in str(error)
-            assert "delete it to begin at step 0" in str(error)
+            message = str(error)
+        if message:
+            assert str(path) in message
+            assert "delete it to begin at step 0" in message
         else:  # a space in the header, say
             assert info == {"step": 3}
             assert np.array_equal(arrays["a"], np.ones((3, 5), np.float32))
@@ -86,7 +89,7 @@ def test_what_is_renamed_is_on_the_disk_and_so_is_its_name(tmp_path: Path, monke
     fsync, replace = os.fsync, Path.replace
 
     def synced(descriptor: int) -> None:
-        did.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        did.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def replaced(self: Path, target: Path) -> Path:
@@ -135,7 +138,7 @@ def test_what_is_no_record_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_a_line_that_has_no_room_is_an_error_and_half_of_it_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     checkpoint.append(path, {"step": 0})
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left.*full"):
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match=r"No space left.*full"):
         checkpoint.write_line(full, {"step": 1})
     with path.open("ab") as file:
         file.write(checkpoint.line({"step": 1}, path.name)[:-5])
