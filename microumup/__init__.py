@@ -24,6 +24,7 @@ APPENDICES = {
     "checkpoint": "files that are whole or not there, and know when they were changed",
     "diverged": "the end of a run whose numbers are none any more",
     "stop": "Ctrl-C as a wish to stop",
+    "run_config": "config.json, of older versions too",
     "run_dir": "what a run leaves behind, and how it goes on from there",
     "ranges": "how the operands of every linear lie in FP8's range",
     "generate": "text from a trained model",

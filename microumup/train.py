@@ -20,7 +20,8 @@ from microumup.engine import Tensor
 from microumup.generate import generate
 from microumup.plan import check_memory, weights
 from microumup.ranges import casts_or_fp8, log_scales
-from microumup.run_dir import Command, RunDir, unfinished
+from microumup.run_config import Command, unfinished
+from microumup.run_dir import RunDir
 from microumup.trainer import train
 
 WORK_PER_THREAD = 1 << 15  # tokens · width: 512 tokens at width 64; with less, threads wait for the interpreter

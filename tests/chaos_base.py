@@ -15,12 +15,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from microumup import checkpoint, train
+from microumup.__main__ import COMMANDS
 from microumup.run_dir import read_metrics
 
 COLUMNS = ("tried", "kills", "refused", "resumed", "lost", "wrong", "tracebacks", "cut")
@@ -58,6 +60,8 @@ class Chaos:
 
     def prepare(self) -> None:
         """The text, and of each kind of run one that is finished and one that was cut off at step 13 of 24."""
+        for module, _ in COMMANDS.values():
+            import_module(module)  # once, not in each child
         words = random.Random(7).choices(
             ["people", "states", "of", "the", "united", "congress", "naïve", "law"], k=4000
         )

@@ -13,7 +13,8 @@ from chaos_base import SIZES, Chaos, Outcome, bits, call, child
 
 from microumup import generate, train
 from microumup.lab import curve, scales, sweep
-from microumup.run_dir import load_config, read_metrics
+from microumup.run_config import load_config
+from microumup.run_dir import read_metrics
 
 CASES = 40  # in a child
 

@@ -35,7 +35,7 @@ CHEAP = {
     "generate": ["half", "--tokens", "3"],
     "explain": SIZES[:-2],
     "scales": [*SIZES],
-    "coordcheck": ["--widths", "8,16", "--steps", "1", "--seeds", "1"],
+    "coordcheck": ["--widths", "8,16", "--steps", "1", "--seeds", "1", "--workers", "0"],
     "sweep": [*SIZES[:-2], "--steps", "2", "--text", "text.txt", "--grid", "lr=1,2", "--out", "swept"],
     "figures": ["--dry-run"],
     "curve": ["half"],

@@ -18,7 +18,7 @@ RUNS = 6
 
 
 def command(chaos: Chaos, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "microumup", "sweep", *SIZES[:-2], "--steps", "150", "--grid", "lr=2^-2:2^0.5:2^0.5",
+    return [sys.executable, "-m", "microumup", "sweep", *SIZES[:-2], "--steps", "60", "--grid", "lr=2^-2:2^0.5:2^0.5",
             "--text", str(chaos.text), "--out", str(out), "--quiet", *more]  # fmt: skip
 
 

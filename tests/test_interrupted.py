@@ -22,7 +22,8 @@ from microumup.data import Corpus
 from microumup.diverged import Diverged
 from microumup.generate import main as generate
 from microumup.lab.scales import main as scales
-from microumup.run_dir import Command, RunDir, load_config, read_config, read_metrics
+from microumup.run_config import Command, load_config, read_config
+from microumup.run_dir import RunDir, read_metrics
 from microumup.train import main
 
 SMALL = TrainConfig(width=8, head_dim=4, layers=1, seq_len=8, batch_size=2, steps=12)

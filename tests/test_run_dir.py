@@ -12,7 +12,8 @@ from test_corpora import SENTENCES
 from microumup import corpora, train
 from microumup.config import TrainConfig
 from microumup.data import ByteTokenizer, Corpus
-from microumup.run_dir import Command, RunDir, load_config, load_tokenizer, read_config, read_metrics, without_retired
+from microumup.run_config import Command, load_config, read_config, without_retired
+from microumup.run_dir import RunDir, load_tokenizer, read_metrics
 
 CONFIG = TrainConfig(width=32)
 

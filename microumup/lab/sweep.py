@@ -54,7 +54,7 @@ from microumup.lab.tables import text_table as show
 from microumup.lab.tables import to_line, write_table
 from microumup.plan import check_memory, weights
 from microumup.ranges import linear_ranges
-from microumup.run_dir import RETIRED
+from microumup.run_config import RETIRED
 from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table

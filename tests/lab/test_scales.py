@@ -18,7 +18,8 @@ from microumup.model import forward, init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
-from microumup.run_dir import Command, RunDir
+from microumup.run_config import Command
+from microumup.run_dir import RunDir
 from microumup.trainer import Trainer
 
 SMALL = ModelConfig(width=64, layers=2, seq_len=64, head_dim=16)
