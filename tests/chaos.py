@@ -12,8 +12,8 @@ sweep       the workers or the whole of a sweep are killed, and it goes on
 cluster     the same with dask: its workers, its scheduler
 
 For each it counts what was tried; refused in one line; resumed, or used with the same outcome as without the damage;
-and what must not be: results lost, other bits accepted, tracebacks (or lines that are no sentence of ours). A child that
-took too long is cut, and said. It ends with 1 if there is anything that must not be.
+and what must not be: results lost, other bits accepted, tracebacks (or lines that are no sentence of ours). What took
+too long is cut, which is no fault. It ends with 1 if there is anything that must not be.
 """
 
 import argparse

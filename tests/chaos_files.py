@@ -18,8 +18,8 @@ from microumup.run_dir import read_metrics
 
 CASES = 40  # in a child
 
-NONSENSE = ["NaN", "1e999", "-1", "0", '"text"', "null", "[]", "{}", "true", "1e308", "9" * 400, '"../../../etc/passwd"',
-            '"\\ud800"', "[" * 5000, "1.5", "123456789012345678901234567890"]  # fmt: skip
+NONSENSE = ["NaN", "1e999", "-1", "0", '"text"', "null", "[]", "{}", "true", "1e308", "9" * 400,
+            '"../../../etc/passwd"', '"\\ud800"', "[" * 5000, "1.5", "123456789012345678901234567890"]  # fmt: skip
 
 
 def mutate(path: Path, others: list[Path], rng: random.Random) -> str:
