@@ -46,7 +46,7 @@ class RunDir:
         self.id = ""  # the checksum of config.json
         self._logged: dict[Path, list[dict[str, Any]]] = {self.metrics: []}
         self._log: FileIO | None = None
-        self._lock = checkpoint.lock(path)
+        self._lock = checkpoint.Lock(path)
 
     @classmethod
     def create(cls, out: Path | None, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> "RunDir":

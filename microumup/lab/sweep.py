@@ -190,7 +190,7 @@ def sweep(
         client = stack.enter_context(connect(cluster)) if cluster else None
         results, table = out / "results", out / "table.csv"
         results.mkdir(parents=True, exist_ok=True)
-        stack.callback(checkpoint.lock(out).release)
+        stack.callback(checkpoint.Lock(out).release)
         for left in results.glob(".*.tmp"):  # by what was killed
             left.unlink(missing_ok=True)
         records = load_results(out)
