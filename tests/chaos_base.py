@@ -170,6 +170,24 @@ def child(work: Callable[[], Any], seconds: float, kill: int = signal.SIGKILL, f
     return end(*begin(work, folder), seconds, kill)
 
 
+def both(
+    chaos: Chaos, work: Callable[[int], list[tuple[str, str]]], seconds: float, folder: Path | None = None
+) -> None:
+    """Count what two children find that work side by side, each from a seed of its own: a column, and a fault's words."""
+    seeds = [chaos.rng.randrange(1 << 30) for _ in range(2)]
+    children = [begin(lambda seed=seed: work(seed), folder) for seed in seeds]
+    for seed, each in zip(seeds, children, strict=True):
+        outcome = end(*each, seconds)
+        if outcome.value is None:
+            chaos.fault("tracebacks", f"seed {seed}: the child ended with {outcome.status}: {outcome.error[-2000:]}")
+        for column, what in outcome.value or ():
+            if what and column != "cut":
+                chaos.fault(column, what)
+            else:
+                chaos.count(column)
+                chaos.notes += [f"cut: {what}"] if what and chaos.keep else []
+
+
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """Raise Cut in this process after so many seconds."""

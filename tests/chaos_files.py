@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chaos_base import SIZES, Chaos, Outcome, bits, call, child
+from chaos_base import SIZES, Chaos, Outcome, bits, both, call, child
 
 from microumup import generate, train
 from microumup.lab import curve, scales, sweep
@@ -160,22 +160,14 @@ def damage(chaos: Chaos) -> None:
         sweep.new_seats = lambda workers, runs=1: [sweep.InThisProcess()]  # no processes, in the children too
         assert child(lambda: sweep.main(sweep_options(chaos, chaos.pristine / "sweep")), 60).status == 0
         shutil.copytree(chaos.base / "cache", chaos.pristine / "cache")
-    seed = chaos.rng.randrange(1 << 30)
     work = chaos.fresh("damage")
     work.mkdir()
-    outcome = child(lambda: batch(chaos, work, random.Random(seed)), 400)
-    if outcome.value is None:
-        chaos.fault("tracebacks", f"damage {seed}: the child ended with {outcome.status}: {outcome.error[-2000:]}")
-        return
-    for column, what in outcome.value:
-        if what:
-            chaos.fault(column, what)
-        else:
-            chaos.count(column)
+    both(chaos, lambda seed: batch(chaos, work / str(seed), random.Random(seed)), 400)
 
 
 def batch(chaos: Chaos, work: Path, rng: random.Random) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
+    others = [path for path in sorted(chaos.pristine.rglob("*")) if path.is_file() and path.stat().st_size < 1e6]
     for number in range(CASES):
         like, source, read = rng.choice(READERS)
         target = work / str(number)
@@ -183,7 +175,6 @@ def batch(chaos: Chaos, work: Path, rng: random.Random) -> list[tuple[str, str]]
         files = [
             path for path in sorted(target.rglob("*")) if path.is_file() and path.name not in (".lock", "table.csv")
         ]
-        others = [path for path in sorted(chaos.pristine.rglob("*")) if path.is_file() and path.stat().st_size < 1e6]
         how = mutate(rng.choice(files), others, rng)
         what = f"{read.__name__}, {source}/{how}"
         found.append(("tried", ""))

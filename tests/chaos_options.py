@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from chaos_base import SIZES, Chaos, call, child
+from chaos_base import SIZES, Chaos, both, call
 
 from microumup import cli
 from microumup.__main__ import COMMANDS
@@ -106,17 +106,7 @@ def options(chaos: Chaos) -> None:
     (folder / "empty.txt").touch()
     (folder / "half").symlink_to(chaos.pristine / "plain-half")
     (folder / "whole").symlink_to(chaos.pristine / "plain")
-    seed = chaos.rng.randrange(1 << 30)
-    outcome = child(lambda: batch(random.Random(seed)), CASES * (SECONDS + 2), folder=folder)
-    if outcome.value is None:
-        chaos.fault("tracebacks", f"options {seed}: the child ended with {outcome.status}: {outcome.error[-2000:]}")
-        return
-    for column, what in outcome.value:
-        if what and column != "cut":
-            chaos.fault(column, what)
-        else:
-            chaos.count(column)
-            chaos.notes += [f"cut: {what}"] if what and chaos.keep else []
+    both(chaos, lambda seed: batch(random.Random(seed)), CASES * (SECONDS + 2), folder)
 
 
 def batch(rng: random.Random) -> list[tuple[str, str]]:
