@@ -170,10 +170,11 @@ def child(work: Callable[[], Any], seconds: float, kill: int = signal.SIGKILL, f
     return end(*begin(work, folder), seconds, kill)
 
 
-def both(
-    chaos: Chaos, work: Callable[[int], list[tuple[str, str]]], seconds: float, folder: Path | None = None
-) -> None:
-    """Count what two children find that work side by side, each from a seed of its own: a column, and a fault's words."""
+Found = list[tuple[str, str]]  # a column to count in, and in words what a fault is
+
+
+def both(chaos: Chaos, work: Callable[[int], Found], seconds: float, folder: Path | None = None) -> None:
+    """Count what two children find that work side by side, each from a seed of its own."""
     seeds = [chaos.rng.randrange(1 << 30) for _ in range(2)]
     children = [begin(lambda seed=seed: work(seed), folder) for seed in seeds]
     for seed, each in zip(seeds, children, strict=True):
