@@ -200,7 +200,8 @@ def cases(seed: int = 0) -> list[Case]:
         # y = 2 a x + b x, and 3 x when plain
         (ops.residual_add, ([2 * x, x], {}, r, [(2 * r.a + r.b) / 3, r.dbranch, r.b])),
         (ops.cross_entropy, ([logits, targets], {"alpha": 1.6}, s, [s.y, s.dx])),
-        (ops.linear_cross_entropy, ([x, w, targets], {"alpha": 1.6}, None, [])),
+        # y = 1 of the linear: one of the logits is none of the loss
+        (ops.linear_cross_entropy, ([x, w, targets], {"alpha": 1.6}, s._replace(y=1.0), [1.0, s.dx, s.dw])),
     ]
     pairs = [
         ((getattr(ops, f"{op.__name__}_forward"), getattr(ops, f"{op.__name__}_backward")), of) for op, of in found

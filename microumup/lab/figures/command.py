@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from microumup import cli
-from microumup.backend import choose_device
+from microumup.backend import choose_device, install_hint
 from microumup.config import check_least
 from microumup.lab.figures import coupling, fp8, horizons, page, residual, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             return dry_run(figures, setting, store, say, args.json)
         if find_spec("matplotlib") is None:  # before hours of work
-            raise ValueError("pictures need matplotlib, pip install 'microumup[plot]'; sweep makes runs without it")
+            raise ValueError(f"pictures need matplotlib, {install_hint('plot')}; sweep makes runs without it")
         known: Known = {}
         errors: dict[str, str] = {}
         if args.redraw:
