@@ -7,7 +7,6 @@ The command prints the latter: of a model at initialization, or of a run at the 
 """
 
 import argparse
-import json
 from collections import Counter
 from math import inf, log2
 from pathlib import Path
@@ -24,25 +23,19 @@ from microumup.fp8 import FORMATS
 from microumup.lab.expected import expected_rms
 from microumup.lab.pictures import check_path
 from microumup.lab.scales_plot import limits, plot
+from microumup.lab.tables import json_line
 from microumup.model import Params, forward, init_params
 from microumup.plan import Plan, plan, weights
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
 from microumup.run_dir import load_config
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
-    "residual_split": ("attn_split", "ffn_split"),
-    "rms_norm": ("attn_norm", "ffn_norm"),
-    "rope": ("q_rope", "k_rope"),
-    "attention": ("attention",),
-    "gated_silu": ("gated_silu",),
-    "residual_add": ("attn_add", "ffn_add"),
-}
+    "residual_split": ("attn_split", "ffn_split"), "rms_norm": ("attn_norm", "ffn_norm"), "rope": ("q_rope", "k_rope"),
+    "attention": ("attention",), "gated_silu": ("gated_silu",), "residual_add": ("attn_add", "ffn_add"),
+}  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
+# ---- Measuring ----
 class Op(NamedTuple):
     """An op of a tape, named by its weight (layer0.q, head) or its place (layer0.attn_norm, layer0.ffn_add)."""
 
@@ -113,10 +106,7 @@ def fresh_loss(config: ModelConfig, batch_size: int, *, seed: int = 0, device: s
     return kept_loss(params, to_device(ids[0], device), to_device(ids[1], device), config)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-
-
+# ---- The command ----
 DESCRIPTION = """RMS, absmax, share flushed to zero and share saturated in FP8, for x, w and dy of every linear.
 
 Of a new model on random tokens; of a run at the first and last step that train --log-scales logged, or else at its
@@ -149,8 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"\ndrawn to {args.plot}")
     if args.json:
         formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
-        steps = {step: {name: r._asdict() for name, r in ranges.items()} for step, ranges in shown.items()}
-        print(json.dumps({"formats": formats, "steps": steps} | ({"expected_rms": expected} if expected else {})))
+        print(json_line({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
     return 0
 
 
@@ -173,18 +162,16 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     device = choose_device(args.device)
     arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
     params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
-    text = [Path(path) for path in config.text]
-    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
-    size = {"seq_len": config.seq_len, "batch_size": config.batch_size}
-    tokens, targets = batch(corpus.train, **size, seed=config.seed, step=info["step"])  # the one it would train on next
-    out = kept_loss(params, to_device(tokens, device), to_device(targets, device), config)
-    return title, {info["step"]: linear_ranges(out, casts_or_fp8(config))}, {}
+    text, T, step = [Path(path) for path in config.text], config.seq_len, info["step"]
+    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
+    # the batch that it would train on next
+    both = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
+    tokens, targets = (to_device(ids, device) for ids in both)
+    out = kept_loss(params, tokens, targets, config)
+    return title, {step: linear_ranges(out, casts_or_fp8(config))}, {}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
+# ---- The table ----
 def _power(x: float) -> str:
     return f"2^{round(log2(x), 1) + 0:.1f}" if 0 < x < inf else f"{x:g}"  # + 0 makes 0 of -0
 

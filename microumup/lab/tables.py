@@ -1,4 +1,4 @@
-"""Tables: as CSV that reads back as it was written, and as columns of text.
+"""What commands put out: CSV that reads back as it was written, columns of text, and lines of JSON.
 
 In a CSV None is an empty cell, text is bare, all else is as in JSON. Text that JSON would take for something else, as
 the name 123456789012, is quoted as in JSON too.
@@ -8,11 +8,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from itertools import zip_longest
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from microumup import checkpoint
+from microumup.fp8 import Format
 
 
 def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  ") -> str:
@@ -28,6 +31,22 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
         gap.join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=False)).rstrip()
         for row in rows
     )
+
+
+def json_line(content: Any) -> str:
+    """`content` as a line of JSON: objects for whatever has names, a format as its name, null for NaN and infinity."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Format):
+            return x.name
+        x = vars(x) if is_dataclass(x) else x._asdict() if hasattr(x, "_asdict") else x
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(item) for item in x]
+        return None if isinstance(x, float) and not isfinite(x) else x
+
+    return json.dumps(plain(content))
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -195,7 +195,7 @@ def test_the_slope_is_that_of_least_squares_and_the_interval_that_of_student():
     slope, interval = slope_and_interval(sizes, np.exp(noise))
     slopes = [np.polyfit(np.log(sizes), row, 1)[0] for row in noise]
     assert slope == pytest.approx(np.mean(slopes))
-    assert interval == pytest.approx(4.303 * np.std(slopes, ddof=1) / 3**0.5)
+    assert interval == pytest.approx(4.30265 * np.std(slopes, ddof=1) / 3**0.5)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 9, 12])

@@ -459,7 +459,7 @@ def test_the_seed_changes_the_numbers_and_repeats_them(part, capsys):
     ("argv", "message"),
     [
         (["--scheme", "umupp"], "--scheme: 'umupp' is unknown; choose from sp, mup"),
-        (["--seed", "-1"], "--seed: -1 is negative"),
+        (["--seed", "-1"], "--seed: -1 is too small"),
         (["--seed", "x"], "--seed: 'x' is not a whole number"),
     ],
 )

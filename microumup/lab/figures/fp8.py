@@ -8,18 +8,7 @@ from typing import Any, NamedTuple
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
 from microumup.lab.figures.look import GRAY, NATS, POINTS, STYLES, caption, key_of, panels
-from microumup.lab.figures.rows import (
-    Data,
-    Row,
-    Rows,
-    by_seed,
-    loss_of,
-    loss_or_guess,
-    nan_if_none,
-    over_seeds,
-    values,
-    where,
-)
+from microumup.lab.figures.rows import Data, Row, Rows, by_seed, finite_loss, loss_of, or_nan, over_seeds, values, where
 from microumup.lab.figures.settings import MUP_SMALL, UMUP, Options, Run, Setting
 from microumup.lab.search import Record
 from microumup.lab.statistics import Estimate
@@ -57,7 +46,7 @@ def pairs(rows: Rows, experiment: Experiment) -> list[tuple[Row, Row]]:
 def cast_gap(rows: Rows, experiment: Experiment) -> Estimate:
     """Loss in FP8 minus loss in float32, in nats. NaN where float32 diverged."""
     both = map(list, zip(*pairs(rows, experiment), strict=True))
-    return over_seeds(lambda plain, cast: loss_or_guess(cast[0]) - loss_of(plain[0]), *both)
+    return over_seeds(lambda plain, cast: finite_loss(cast[0]) - loss_of(plain[0]), *both)
 
 
 def show_gap(gap: float) -> str:
@@ -93,7 +82,7 @@ def casts(data: Data) -> Iterator[Claim]:
     for experiment, criterion in zip(PLAIN, (UMUP_FLUSHES_LITTLE, MUP_FLUSHES), strict=True):
         for width in values(runs, "width"):
             plain = [one for one, _ in pairs(where(runs, width=width, steps=longest), experiment)]
-            share = over_seeds(lambda rows: nan_if_none(rows[0]["flushed"]), plain)
+            share = over_seeds(lambda rows: or_nan(rows[0]["flushed"]), plain)
             text = f"{experiment.name}: share of all dy that E4M3 turns into zeros at init, width {width}"
             yield claim(text, share, criterion, "")
 
@@ -114,13 +103,13 @@ def draw_fig1_right(data: Data) -> Any:
     for i, experiment in enumerate(PLAIN):
         rows = pairs(data.runs, experiment)
         for pair in rows:
-            losses = list(map(loss_or_guess, pair))
+            losses = list(map(finite_loss, pair))
             ax.plot([2 * i, 2 * i + 1], losses, **POINTS | STYLES[experiment.line], linewidth=1)
             for j, row in enumerate(pair):
                 if row["loss"] is None:
                     note("diverged", 2 * i + j, losses[j])
         gap = cast_gap(data.runs, experiment).value
-        top = max(loss_or_guess(cast) for _, cast in rows)
+        top = max(finite_loss(cast) for _, cast in rows)
         note(show_gap(gap) if isfinite(gap) else "", 2 * i + 1, top, fontweight="bold")
     guess = log(data.runs[0]["vocab_size"])
     ax.axhline(guess, linestyle=(0, (1, 3)), **GRAY)
@@ -165,7 +154,7 @@ def draw_fig7(data: Data) -> Any:
     for ax, width in zip(axes.flat, widths, strict=True):
         for (i, experiment), (steps, fill) in product(enumerate(SHOWN), zip(lengths, fills, strict=True)):
             found = pairs(where(data.runs, width=width, steps=steps), experiment)
-            costs = [loss_or_guess(cast) - loss_or_guess(plain) for plain, cast in found]
+            costs = [finite_loss(cast) - finite_loss(plain) for plain, cast in found]
             style = STYLES[experiment.line] | {"linestyle": "none", "fillstyle": fill, "markersize": 8}
             ax.plot(costs, [i + (0.15 if fill == "none" else -0.15)] * len(costs), **style)
         ax.axvline(0, color="black", linewidth=1)

@@ -3,11 +3,12 @@
 What the paper says of them is written down here once more, from the paper and not from the modules that are checked.
 """
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import product
 from math import sqrt
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
 from microumup.optim import AdamW
-from microumup.plan import plan, weights
+from microumup.plan import plan
 
 
 def rounded(value: float) -> float:
@@ -33,53 +34,35 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Table 1
-
+# ---- Table 1 ----
+SCHEMES = {"mup": "µP", "umup": "u-µP"}
 WIDTHS, DEPTHS = (32, 64, 128, 256), (1, 2, 4, 8)  # of the models that it is measured on
 BASE_WIDTH, BASE_LAYERS = 64, 2
 EXACT, SAMPLED = Criterion(high=1e-3), Criterion(high=0.05)
 
 
-class Sizes(NamedTuple):
-    """The sizes that Table 1's rules look at."""
-
-    fan_in: float
-    fan_out: float
-    depth: float  # L
-    base_fan_in: float
-    base_depth: float
-
-
-def _one(s: Sizes) -> float:
-    return 1.0
-
-
-# Table 1 in absolute terms; µP's √B counts σ_init from the base shape's fan_in^-1/2.
-TABLE1: dict[str, dict[str, dict[str, Callable[[Sizes], float]]]] = {
-    "mup": {
-        "input": {"√B": _one, "A": _one, "C": _one},
-        "output": {"√B": lambda s: s.base_fan_in**-0.5, "A": lambda s: s.base_fan_in / s.fan_in, "C": _one},
-        "hidden": {
-            "√B": lambda s: s.base_fan_in**-0.5 * sqrt(s.base_fan_in / s.fan_in),
-            "A": _one,
-            "C": lambda s: s.base_fan_in / s.fan_in * sqrt(s.base_depth / s.depth),
-        },
-        "residual": {"A": lambda s: sqrt(s.base_depth / s.depth)},
-    },
-    "umup": {
-        "input": {"√B": _one, "A": _one, "C": lambda s: s.fan_out**-0.5},
-        "output": {"√B": _one, "A": lambda s: 1 / s.fan_in, "C": _one},
-        "hidden": {"√B": _one, "A": lambda s: s.fan_in**-0.5, "C": lambda s: s.fan_in**-0.5 * s.depth**-0.5},
-        "residual": {"A": lambda s: s.depth**-0.5},
-    },
-}
+def as_printed(scheme: str, fan_in: int, width: int, L: int) -> dict[str, dict[str, float]]:
+    """Table 1's cells, in absolute terms: µP's √B counts σ_init from the base shape's fan_in^-1/2."""
+    base_fan_in, depth = fan_in * BASE_WIDTH / width, sqrt(2 * BASE_LAYERS / L)
+    if scheme == "mup":
+        return {
+            "input": {"√B": 1.0, "A": 1.0, "C": 1.0},
+            "output": {"√B": base_fan_in**-0.5, "A": base_fan_in / fan_in, "C": 1.0},
+            "hidden": {"√B": fan_in**-0.5, "A": 1.0, "C": base_fan_in / fan_in * depth},
+            "residual": {"A": depth},
+        }
+    return {
+        "input": {"√B": 1.0, "A": 1.0, "C": width**-0.5},
+        "output": {"√B": 1.0, "A": 1 / fan_in, "C": 1.0},
+        "hidden": {"√B": 1.0, "A": fan_in**-0.5, "C": fan_in**-0.5 * L**-0.5},
+        "residual": {"A": L**-0.5},
+    }
 
 
 def table1() -> Rows:
     """A row per scheme, type of weight, quantity and size of the model: what is measured, and what Table 1 says."""
     rows: Rows = []
-    for scheme, (axis, sizes) in product(TABLE1, {"width": WIDTHS, "layers": DEPTHS}.items()):
+    for scheme, (axis, sizes) in product(SCHEMES, {"width": WIDTHS, "layers": DEPTHS}.items()):
         for size in sizes:
             options: dict[str, Any] = {"scheme": scheme, "width": 64, "layers": 2, "seq_len": 16, axis: size}
             if scheme == "mup":
@@ -87,10 +70,8 @@ def table1() -> Rows:
             config = ModelConfig(**options)
             for (type, quantity), measured in measured_cells(config).items():
                 fan_in = config.ffn_dim if type == "down" else config.width
-                base = fan_in * BASE_WIDTH / config.width
-                said = TABLE1[scheme]["hidden" if type == "down" else type][quantity](
-                    Sizes(fan_in, config.width, config.branches, base, 2 * BASE_LAYERS)
-                )
+                cells = as_printed(scheme, fan_in, config.width, config.branches)
+                said = cells["hidden" if type == "down" else type][quantity]
                 rows.append({"scheme": scheme, "type": type, "quantity": quantity, "axis": axis, "size": size,
                              "measured": rounded(measured), "paper": rounded(said)})  # fmt: skip
     return rows
@@ -101,18 +82,14 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
 
     FFN down, whose fan_in differs, stands for itself. Of several weights of a type the median.
     """
-    params = init_params(config)
-    cells: dict[tuple[str, str], list[float]] = {}
+    params, cells, skip = init_params(config), defaultdict[tuple[str, str], list[float]](list), 1.0
+    tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
+    numbers, names = plan(config, tokens.size), {id(w): name for name, w in params.items()}
 
     def note(name: str, quantity: str, value: float) -> None:
-        type = "down" if name.endswith("down") else weights(config)[name].type
-        cells.setdefault((type, quantity), []).append(value)
+        cells["down" if name.endswith("down") else numbers.weights[name].type, quantity].append(value)
 
-    tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
-    leaves = {name: Tensor(w, name) for name, w in params.items()}
-    names = {id(w): name for name, w in params.items()}
-    skip = 1.0
-    for node in tape(forward(leaves, tokens, plan(config, tokens.size))):
+    for node in tape(forward({name: Tensor(w, name) for name, w in params.items()}, tokens, numbers)):
         arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
         if node.op in ("linear", "embedding"):
             x, w = arrays
@@ -121,9 +98,9 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
         elif node.op == "residual_add":
             a, b = fit(node.data, *arrays)
             skip *= b
-            cells.setdefault(("residual", "A"), []).append(a / skip)  # the branch over the embedding, both at the end
+            cells["residual", "A"].append(a / skip)  # the branch over the embedding, both at the end
     before = {name: w.copy() for name, w in params.items()}
-    optimizer = AdamW(params, {name: w.C for name, w in weights(config).items()}, lr=1.0, weight_decay=0.0)
+    optimizer = AdamW(params, {name: w.C for name, w in numbers.weights.items()}, lr=1.0, weight_decay=0.0)
     rng = np.random.default_rng(0)
     optimizer.step({name: rng.standard_normal(w.shape, dtype=np.float32) for name, w in params.items()}, 1.0)
     for name, w in params.items():
@@ -140,7 +117,7 @@ def fit(y: Array, *parts: Array) -> list[float]:
 
 def table1_claims(data: Data) -> Iterator[Claim]:
     """Judge the measured by Table 1."""
-    for scheme, name in (("mup", "µP"), ("umup", "u-µP")):
+    for scheme, name in SCHEMES.items():
         for quantities, words, criterion in ((("A", "C"), "A, C and residual", EXACT), (("√B",), "init std", SAMPLED)):
             rows = [row for row in where(data.runs, scheme=scheme) if row["quantity"] in quantities]
             text = f"{name}: {words} measured on models differ from Table 1 by at most"
@@ -167,7 +144,7 @@ def draw_table1(data: Data) -> Any:
     """Draw what models do, as points, on the lines of Table 1."""
     figure, axes = panels(2, len(COLUMNS), 11.5, 6, "xy")
     keys: dict[str, Any] = {}
-    for row, (scheme, name) in zip(axes, (("mup", "µP"), ("umup", "u-µP")), strict=True):
+    for row, (scheme, name) in zip(axes, SCHEMES.items(), strict=True):
         for ax, (title, (axis, shown)) in zip(row, COLUMNS.items(), strict=True):
             for type, quantity in shown.items():
                 own = where(data.runs, scheme=scheme, axis=axis, type=type, quantity=quantity)
@@ -184,9 +161,7 @@ def draw_table1(data: Data) -> Any:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Table 4
-
+# ---- Table 4 ----
 FORWARD_SILU, BACKWARD_SILU = Criterion(high=0.013), Criterion(high=0.05)
 ATTENTION, WHOLE_MODEL = Criterion(high=0.12), Criterion(high=0.2)
 ALPHAS = tuple(2.0**i for i in range(-3, 4))

@@ -32,9 +32,7 @@ def log2_rms(rows: Rows) -> dict[str, float]:
     return {row["tensor"]: log2(row["rms"]) if row["rms"] else nan for row in rows}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fig. 3: at the first step and at the last
-
+# ---- Fig. 3: at the first step and at the last ----
 INIT_LOW, INIT_HIGH, END_LOW, END_HIGH = Criterion(low=-1), Criterion(high=2), Criterion(low=-2), Criterion(high=5)
 
 
@@ -86,9 +84,7 @@ def draw_fig3(data: Data) -> Any:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fig. 8: all along
-
+# ---- Fig. 8: all along ----
 GROWS_MOST = Criterion(low=0.0)
 
 
@@ -134,9 +130,7 @@ def draw_fig8(data: Data) -> Any:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fig. 9: what moves them
-
+# ---- Fig. 9: what moves them ----
 MOVES, HARDLY_MOVES = Criterion(low=1.0), Criterion(high=1.0)
 SIZES = {"width": "widths", "layers": "depths", "steps": "steps", "batch_size": "batches"}  # and the setting's field
 ENDS: dict[str, tuple[str, Row]] = {  # the column of a tensor, its name and its style

@@ -11,7 +11,7 @@ from microumup.config import TrainConfig
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
 from microumup.lab.figures.look import GRAY, POINTS, STYLES, caption, panels
-from microumup.lab.figures.rows import Data, Rows, by_seed, loss_of, loss_or_guess, where
+from microumup.lab.figures.rows import Data, Rows, by_seed, finite_loss, loss_of, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Options, Run, Setting, id_of
 from microumup.lab.search import Record, independent
 from microumup.lab.statistics import exactly, mean_interval
@@ -94,7 +94,7 @@ def searches(rows: Rows) -> list[tuple[float, float, float]]:
 
 def random_losses(rows: Rows) -> list[float]:
     """The losses of a line's random search."""
-    return [loss_or_guess(row) for row in where(rows, phase=RANDOM)]
+    return [finite_loss(row) for row in where(rows, phase=RANDOM)]
 
 
 def expected_best(losses: Sequence[float], count: int) -> float:
