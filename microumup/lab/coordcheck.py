@@ -232,19 +232,15 @@ def expected_slope(
     """
     zero, half, mixed = (0.0, 0.0), (-0.5, -0.5), (-0.5, 0.0)
     if axis == "depth":
-        if measure == "effect":
-            return half if tensor in LINEARS and tensor != "head" else zero
         if measure == "change":
             return (0.0, 0.25) if tensor in (*TRUNK, "head") else None
-        return zero
+        return half if measure == "effect" and tensor in LINEARS and tensor != "head" else zero
     starts_small = config.scheme != "sp" and (tensor == "head" or (tensor == "scores" and fixed_heads))
     slow_embedding = "embedding_lr_rule" in SCHEMES[config.scheme].hyperparameters and config.embedding_lr_rule
-    if measure == "init":
-        return half if starts_small else zero
-    if measure == "effect":
-        return half if slow_embedding and tensor == "embedding" else zero
-    near_embedding = slow_embedding and tensor in ("attn_norm", "q", "k", "v")
-    return mixed if starts_small or near_embedding else zero
+    if measure == "change":
+        near_embedding = slow_embedding and tensor in ("attn_norm", "q", "k", "v")
+        return mixed if starts_small or near_embedding else zero
+    return half if (starts_small if measure == "init" else slow_embedding and tensor == "embedding") else zero
 
 
 def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:

@@ -6,6 +6,7 @@ A η C: the column SP_lr. (The branches' a and b and the ops' factors lie outsid
 """
 
 from collections.abc import Iterable
+from math import prod
 from typing import Any, NamedTuple
 
 from microumup import cli
@@ -118,10 +119,8 @@ def _shares(p: Plan) -> list[float]:
     ffn = (p.gated_silu.y * gated_silu_sigma(c.alpha_ffn_act * gate**0.5)) ** 2 * gate * up * down
     parts = [(p.weights["embedding"].A * p.weights["embedding"].init_std) ** 2]
     parts += [(attention, ffn)[i % 2] * r.a**2 for i, r in enumerate(p.branches)]
-    kept = 1.0  # of what a branch adds, by the b of all behind it
-    for i in range(len(parts) - 1, -1, -1):
-        parts[i] *= kept
-        kept *= p.branches[i - 1].b ** 2 if i else 1.0
+    # the b of all behind a branch keep so much of what it adds
+    parts = [part * prod(r.b**2 for r in reversed(p.branches[i:])) for i, part in enumerate(parts)]
     return [part / sum(parts) for part in parts[1:]]
 
 

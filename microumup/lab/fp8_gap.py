@@ -62,10 +62,9 @@ def table(found: dict[str, list[tuple[Row, Row]]], gaps: dict[str, list[float]],
     find."""
     lines = [["", "float32", "FP8", "FP8 - float32", "dy flushed to 0 at init"]]
     for name, runs in found.items():
-        columns: list[list[str]] = [[], [], []]
-        for (plain, cast), gap in zip(runs, gaps[name], strict=True):
-            for column, loss, digits in ((0, plain["loss"], 3), (1, cast["loss"], 3 if gap < RUINED else 0)):
-                columns[column].append("diverged" if loss is None else f"{loss:.{digits}f}")
-            columns[2].append(show_gap(gap))
-        lines.append([name, *map(", ".join, columns), f"{flushed[name]:.4f}"])
+        cells = []
+        for pair, gap in zip(runs, gaps[name], strict=True):
+            losses = zip((run["loss"] for run in pair), (3, 3 if gap < RUINED else 0), strict=True)
+            cells.append([*("diverged" if x is None else f"{x:.{digits}f}" for x, digits in losses), show_gap(gap)])
+        lines.append([name, *map(", ".join, zip(*cells, strict=True)), f"{flushed[name]:.4f}"])
     return text_table(lines, "<>>>>", gap="   ")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from itertools import cycle
+from itertools import cycle, groupby
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -245,20 +245,16 @@ def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: b
     }  # fmt: skip
     for part, title in titles.items():
         echo(title)
-        families: dict[str, list[Result]] = {}
-        for r in results:
-            if r.part == part:
-                families.setdefault(r.name.split()[0], []).append(r)
         heading = f"    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}"
-        if verbose and families:
+        if verbose:
             echo(heading)
-        for family, checks in families.items():
+        for family, group in groupby((r for r in results if r.part == part), key=lambda r: r.name.split()[0]):
+            checks = list(group)
             shown = checks if verbose else [r for r in checks if not r.passed]
             if not verbose:
                 worst = f"the worst {_largest(r.error for r in checks):.1e}"
-                if part == 3:
-                    off = _largest(abs(r.measured / r.predicted - 1) for r in checks)
-                    worst += f", measured/predicted off by {off:.1e}"
+                off = _largest(abs(r.measured / r.predicted - 1) for r in checks)
+                worst += f", measured/predicted off by {off:.1e}" if part == 3 else ""
                 verdict = f"{len(shown)} wrong:\n{heading}" if shown else "ok"
                 echo(f"    {family:28}{len(checks):3} checks, {worst}  {verdict}")
             for r in shown:

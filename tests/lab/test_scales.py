@@ -14,8 +14,7 @@ from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
 from microumup.lab.expected import expected_rms
-from microumup.lab.scales import fresh_loss, loss_with_logits, main, measured_rms, note, table
-from microumup.lab.scales_plot import plot
+from microumup.lab.scales import fresh_loss, loss_with_logits, main, measured_rms, note, plot, table
 from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
 from microumup.plan import plan

@@ -10,7 +10,7 @@ import numpy as np
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import Claim, claim
-from microumup.lab.figures.look import caption, key_of, panels, spelled
+from microumup.lab.figures.look import caption, panels, spelled
 from microumup.lab.figures.rows import Data, Rows, by_seed, finite_loss, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Run, Setting
 from microumup.lab.statistics import coupling, mean_interval
@@ -73,8 +73,8 @@ def draw(data: Data) -> Any:
         ax.grid(visible=False)
     figure.colorbar(image, ax=axes, shrink=0.5, extend="max").set_label("loss above the lowest (nats)")
     style = {"color": "black", "linestyle": "none", "fillstyle": "none"}
-    keys = [key_of(axes[0, 0], marker=marker, **style) for marker in "ox"]
-    caption(figure, "colour: mean over seeds of the loss", keys, ["best of a row", "best of a column"])
+    styles = {"best of a row": style | {"marker": "o"}, "best of a column": style | {"marker": "x"}}
+    caption(figure, "colour: mean over seeds of the loss", styles)
     return figure
 
 

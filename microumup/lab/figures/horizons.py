@@ -63,7 +63,7 @@ def draw(data: Data) -> Any:
         zoom(column, here)
     for ax, line in zip(axes[:, 0], LINES, strict=True):
         ax.set_ylabel(f"{NAMES[line]}: {NATS}")
-    caption(figure, SWEEPS)
+    caption(figure, SWEEPS, {})
     return figure
 
 

@@ -1,10 +1,10 @@
-"""Do models and ops do what the tables say? Tables 1 and 4, measured without training.
+"""Do models, ops and the residual do what the paper says? Tables 1 and 4, Lemma C.1, eq. (22); without training.
 
 What the paper says of them is written down here once more, from the paper and not from the modules that are checked.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import sqrt
 from statistics import median
@@ -23,8 +23,9 @@ from microumup.lab.figures.judging import Claim, Criterion, claim
 from microumup.lab.figures.look import caption, panels
 from microumup.lab.figures.rows import Data, Row, Rows, largest, where
 from microumup.lab.scales import fresh_loss, measured_rms
+from microumup.lab.statistics import exactly
 from microumup.model import forward, init_params
-from microumup.multipliers import UnitScaled
+from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
 from microumup.optim import AdamW
 from microumup.plan import plan
 
@@ -126,38 +127,36 @@ def table1_claims(data: Data) -> Iterator[Claim]:
 
 
 TYPES: dict[str, tuple[str, Row]] = {  # of weights, and how they are drawn
-    "input": ("input", {"color": pic.ORANGE, "marker": "v"}),
-    "hidden": ("hidden", {"color": pic.BLUE, "marker": "o"}),
-    "down": ("hidden, FFN down", {"color": pic.SKY, "marker": "D"}),
-    "output": ("output", {"color": pic.GREEN, "marker": "^"}),
-    "residual": ("residual", {"color": pic.PURPLE, "marker": "P"}),
+    "input": ("input", {"color": pic.ORANGE, "marker": "v", "linestyle": "none"}),
+    "hidden": ("hidden", {"color": pic.BLUE, "marker": "o", "linestyle": "none"}),
+    "down": ("hidden, FFN down", {"color": pic.SKY, "marker": "D", "linestyle": "none"}),
+    "output": ("output", {"color": pic.GREEN, "marker": "^", "linestyle": "none"}),
+    "residual": ("residual", {"color": pic.PURPLE, "marker": "P", "linestyle": "none"}),
 }
+WEIGHTS = ("input", "hidden", "down", "output")
 COLUMNS = {  # of the picture: a title, the axis, and the quantity of each type that is drawn
-    "init std √B": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "√B")),
-    "multiplier A": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "A")),
-    "LR factor C": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "C")),
+    "init std √B": ("width", dict.fromkeys(WEIGHTS, "√B")), "multiplier A": ("width", dict.fromkeys(WEIGHTS, "A")),
+    "LR factor C": ("width", dict.fromkeys(WEIGHTS, "C")),
     "over depth: hidden's C, residual's A": ("layers", {"hidden": "C", "residual": "A"}),
-}
+}  # fmt: skip
 
 
 def draw_table1(data: Data) -> Any:
     """Draw what models do, as points, on the lines of Table 1."""
     figure, axes = panels(2, len(COLUMNS), 11.5, 6, "xy")
-    keys: dict[str, Any] = {}
     for row, (scheme, name) in zip(axes, SCHEMES.items(), strict=True):
         for ax, (title, (axis, shown)) in zip(row, COLUMNS.items(), strict=True):
             for type, quantity in shown.items():
                 own = where(data.runs, scheme=scheme, axis=axis, type=type, quantity=quantity)
-                words, style = TYPES[type]
-                sizes = [r["size"] for r in own]
+                sizes, (_, style) = [r["size"] for r in own], TYPES[type]
                 ax.plot(sizes, [r["paper"] for r in own], color=style["color"], linewidth=1.2)
-                [keys[words]] = ax.plot(sizes, [r["measured"] for r in own], linestyle="none", **style)
+                ax.plot(sizes, [r["measured"] for r in own], **style)
             low, high = ax.get_ylim()
             if high < 2 * low:  # nothing but chance: do not blow it up
                 ax.set_ylim(low / 2, high * 2)
             ax.set_xlabel(axis)
             ax.set_title(f"{name}: {title}", fontsize=10 if len(title) < 20 else 8)
-    caption(figure, "marker: measured on a model · line: Table 1", list(keys.values()), list(keys), columns=5)
+    caption(figure, "marker: measured on a model · line: Table 1", dict(TYPES.values()), columns=5)
     return figure
 
 
@@ -276,7 +275,102 @@ def draw_table4(data: Data) -> Any:
     right.set(xlabel="RMS that the rules imply", ylabel="RMS measured")
     right.set_title("all tensors of a new model", fontsize=10)
     right.legend(frameon=False, ncols=2)
-    caption(figure, "a marker is a tensor · line: 1 on the left, equal on the right")
+    caption(figure, "a marker is a tensor · line: 1 on the left, equal on the right", {})
+    return figure
+
+
+# ---- The residual: Lemma C.1, and eq. (22) as printed ----
+EQ12, EQ22 = "eq. 12", "eq. 22 as printed"  # by which rule τ is worked out
+BRANCHES, ALPHA_RATIOS = (2, 4, 8, 24, 64), ((1.0, 1.0), (2.0, 0.5), (0.25, 4.0))
+YLABELS = {
+    "difference": "largest difference of an output",
+    "ratio": r"σ(residual) / σ(embedding), at $\alpha_\mathrm{res} = 1$",
+}
+EQUAL, DIFFERENT, OFF = Criterion(high=1e-12), Criterion(low=0.1), Criterion(low=0.05)
+
+
+def taus_as_printed(branches: int, alpha_res: float, ratio: float) -> list[float]:
+    """Eq. (22), letter for letter: no squares, and L^-1/2 on τ."""
+    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
+    alpha_a = ratio * alpha_f
+    taus = []
+    for l in range(1, branches + 1):  # noqa: E741 - the paper's index of a branch
+        k = (l - 1) // 2
+        attention = alpha_a / (1 + k * alpha_a + k * alpha_f)
+        ffn = alpha_f / (1 + (k + 1) * alpha_a + k * alpha_f)
+        taus.append((attention if l % 2 else ffn) / sqrt(branches))
+    return taus
+
+
+RULES: dict[str, Callable[[int, float, float], list[float]]] = {EQ12: residual_taus, EQ22: taus_as_printed}
+
+
+def lemma_c1() -> Rows:
+    """Differences of the network of eqs. (9, 10) from that of eqs. (1, 2), which Lemma C.1 says it equals."""
+    return [
+        {"rule": rule, "branches": branches, "alpha_res": alpha, "alpha_res_attn_ratio": ratio,
+         "difference": float(f"{difference(taus(branches, alpha, ratio), alpha, ratio):.3g}")}
+        for (rule, taus), branches, (alpha, ratio) in product(RULES.items(), BRANCHES, ALPHA_RATIOS)
+    ]  # fmt: skip
+
+
+def difference(taus: list[float], alpha_res: float, ratio: float) -> float:
+    """The largest difference of an output of the two networks, which have scale 1, in float64.
+
+    The blocks f_l are the same random ones, zero-homogeneous as the lemma asks; r_0 = 1 and r_l = α̂/√L.
+    """
+
+    def block(x: Array, w: Array) -> Array:
+        return np.tanh(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True)) @ w)  # normalized first: zero-homogeneous
+
+    rng, branches = np.random.default_rng(0), len(taus)
+    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
+    plain = scaled = rng.standard_normal((8, 32))
+    variance = 1.0
+    for l, (a, b) in enumerate(residual_multipliers(taus), start=1):  # noqa: E741
+        w = rng.standard_normal((32, 32)) / sqrt(32)
+        r = (ratio * alpha_f if l % 2 else alpha_f) / sqrt(branches)
+        plain, scaled = r * block(plain, w) + plain, a * block(scaled, w) + b * scaled
+        variance += r * r
+    return float(np.abs(plain / sqrt(variance) - scaled).max())
+
+
+def eq22() -> Rows:
+    """σ(residual)/σ(embedding) at the end of the trunk, which is to be α_res = 1, by each rule."""
+    rows = []
+    for (rule, taus), branches in product(RULES.items(), BRANCHES):
+        skip = float(np.prod([b * b for _, b in residual_multipliers(taus(branches, 1.0, 1.0))]))
+        rows.append({"rule": rule, "branches": branches, "ratio": float(f"{sqrt((1 - skip) / skip):.6g}")})
+    return rows
+
+
+def lemma_c1_claims(data: Data) -> Iterator[Claim]:
+    """Judge if the two networks are one."""
+    proven, printed = ([row["difference"] for row in where(data.runs, rule=rule)] for rule in RULES)
+    yield claim("with τ of eq. (12) the two networks differ by at most", exactly(max(proven)), EQUAL, "", "0")
+    yield claim("with τ as eq. (22) prints it they differ by at least", exactly(min(printed)), DIFFERENT, "", "0")
+
+
+def eq22_claims(data: Data) -> Iterator[Claim]:
+    """Judge if α_res is what it is called."""
+    proven, printed = (largest(where(data.runs, rule=rule), lambda row: abs(row["ratio"] - 1)) for rule in RULES)
+    yield claim("with τ of eq. (12) σ(residual)/σ(embedding) differs from α_res = 1 by at most", proven, EQUAL, "", "0")
+    yield claim("with τ as eq. (22) prints it, by up to", printed, OFF, "", "0")
+
+
+def draw_residual(data: Data) -> Any:
+    """The last column over depth, by each rule; where there are several α_res, a line for each."""
+    column = list(data.runs[0])[-1]
+    figure, axes = panels(1, 1, 6.4, 4.2, "x")
+    ax = axes[0, 0]
+    styles = ({"color": pic.BLUE, "marker": "o"}, {"color": pic.VERMILION, "marker": "s", "linestyle": "--"})
+    for (rule, style), (alpha, _) in product(zip(RULES, styles, strict=True), ALPHA_RATIOS):
+        if rows := [row for row in where(data.runs, rule=rule) if row.get("alpha_res", 1) == alpha]:
+            label = f"τ of {rule}" if alpha == 1 else None
+            ax.plot([r["branches"] for r in rows], [r[column] for r in rows], label=label, **style)
+    yscale = "log" if column == "difference" else "linear"
+    ax.set(xlabel="residual branches L", ylabel=YLABELS[column], yscale=yscale)
+    caption(figure, "a marker is a network of that depth")
     return figure
 
 
@@ -293,5 +387,19 @@ are the points; the paper's Table 1 are the lines.""",
 most are at 1, and those that are not are known exactly. On the right all tensors of a new model, where these add
 up.""",
         table4_claims, draw_table4, compute=table4,
+    ),
+    Figure(
+        "lemma-c1", "Lemma C.1",
+        "the rescaled residual network is the original one; with eq. (22) as printed it is not",
+        """No training: a pre-norm network can be rescaled so that its trunk keeps scale 1 and its output does
+not change. Measured on random networks, with τ as worked out from eq. (12) and with the closed form that eq. (22)
+prints.""",
+        lemma_c1_claims, draw_residual, compute=lemma_c1,
+    ),
+    Figure(
+        "eq22", "Eq. (22) as printed", "α_res is the ratio it is called; with eq. (22) as printed it is not",
+        """No training: the ratio of the branches' scale to the embedding's, which at α_res = 1 should be 1 at
+every depth.""",
+        eq22_claims, draw_residual, compute=eq22,
     ),
 )  # fmt: skip

@@ -48,7 +48,7 @@ def draw_over_width(data: Data, lines: Sequence[str] = tuple(NAMES), x: str = "l
             ax.set_title(label(line, rows), fontsize=11)
     axes[0, 0].set_ylabel(NATS)
     zoom(axes, rows)
-    caption(figure, SWEEPS)
+    caption(figure, SWEEPS, {})
     return figure
 
 
