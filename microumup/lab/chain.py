@@ -74,10 +74,8 @@ def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
     theta = weight_factors(source, target)
     c, moved_c = gradient_constants(source), gradient_constants(target)
     of_g = {name: moved_c[name] / c[name] / theta[name] for name in theta}
-    moved = {
-        moment: {name: array * of_g[name] ** {"m": 1, "v": 2}[moment] for name, array in arrays.items()}
-        for moment, arrays in moments.items()
-    }
+    power = {"m": 1, "v": 2}
+    moved = {k: {name: a * of_g[name] ** power[k] for name, a in arrays.items()} for k, arrays in moments.items()}
     return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
 
 

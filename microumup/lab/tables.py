@@ -51,13 +51,15 @@ def json_line(content: Any) -> str:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write the rows, each with a value for every column, whole or not at all."""
-    lines = [_csv(columns), *map(to_line, rows)]
+    lines = map(to_line, [columns, *rows])
     checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
 
 
 def to_line(row: Sequence[Any]) -> str:
     """A row as its line of the file."""
-    return _csv([_cell(value) for value in row])
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(map(_cell, row))
+    return line.getvalue()
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -67,12 +69,6 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"{path} is not a table, its rows have not all {len(columns)} cells")
     return [dict(zip(columns, map(_value, row), strict=True)) for row in rows]
-
-
-def _csv(cells: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
 
 
 def _cell(value: Any) -> str:

@@ -45,14 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser("figures", __doc__ or "", operands="list | all | NAME…", examples=EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help="of figures; all; or list, to see their names")
     parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="how large (default: laptop)")
-    parser.add_argument("--quick", action="store_true", help="a few runs of a few steps, to see that everything works")
-    parser.add_argument("--redraw", action="store_true", help="verdicts and pictures from the CSVs that are there")
-    parser.add_argument("--dry-run", action="store_true", help="only say what there is to run, and what it costs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for tables and pictures (default: pictures/ in the "
-                        "store)")  # fmt: skip
-    parser.add_argument("--docs", action="store_true", help="renew docs/figures and docs/results.md of this clone")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="the store (default: runs/figures, with --quick "
-                        "runs/figures-quick; at another scale, with its name)")  # fmt: skip
+    flag: dict[str, Any] = {"action": "store_true"}
+    directory: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    runs = "the store (default: runs/figures, with --quick runs/figures-quick; at another scale, with its name)"
+    parser.add_argument("--quick", **flag, help="a few runs of a few steps, to see that everything works")
+    parser.add_argument("--redraw", **flag, help="verdicts and pictures from the CSVs that are there")
+    parser.add_argument("--dry-run", **flag, help="only say what there is to run, and what it costs")
+    parser.add_argument("--out", **directory, help="for tables and pictures (default: pictures/ in the store)")
+    parser.add_argument("--docs", **flag, help="renew docs/figures and docs/results.md of this clone")
+    parser.add_argument("--runs", **directory, help=runs)
     cli.shared(parser, "workers", "cluster", "device", "quiet", json="figures, their claims and files")
     parser.set_defaults(device="cpu")
     args = parser.parse_args(argv)

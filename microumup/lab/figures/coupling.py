@@ -10,7 +10,7 @@ import numpy as np
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import Claim, claim
-from microumup.lab.figures.look import caption, panels, spelled
+from microumup.lab.figures.look import captioned, panels, spelled
 from microumup.lab.figures.rows import Data, Rows, by_seed, finite_loss, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Run, Setting
 from microumup.lab.statistics import coupling, mean_interval
@@ -74,8 +74,7 @@ def draw(data: Data) -> Any:
     figure.colorbar(image, ax=axes, shrink=0.5, extend="max").set_label("loss above the lowest (nats)")
     style = {"color": "black", "linestyle": "none", "fillstyle": "none"}
     styles = {"best of a row": style | {"marker": "o"}, "best of a column": style | {"marker": "x"}}
-    caption(figure, "colour: mean over seeds of the loss", styles)
-    return figure
+    return captioned(figure, "colour: mean over seeds of the loss", styles)
 
 
 def figure(name: str, line: str, paper: str, shows: str, prose: str) -> Figure:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import GRAY, NATS, POINTS, STYLES, caption, panels
+from microumup.lab.figures.look import GRAY, NATS, POINTS, STYLES, captioned, panels
 from microumup.lab.figures.rows import Data, Row, Rows, by_seed, finite_loss, loss_of, or_nan, over_seeds, values, where
 from microumup.lab.figures.settings import MUP_SMALL, UMUP, Options, Run, Setting
 from microumup.lab.search import Record
@@ -104,8 +104,7 @@ def draw_fig1_right(data: Data) -> Any:
     ax.set_xticks(range(4), [f"{experiment.name}\n{cast}" for experiment in PLAIN for cast in ("float32", "FP8")])
     ax.margins(y=0.12)
     ax.set(xlim=(-0.4, 3.4), ylim=(0, None), ylabel=NATS)
-    caption(figure, "a line is a seed, in float32 and in FP8 · number: what FP8 costs on average", {})
-    return figure
+    return captioned(figure, "a line is a seed, in float32 and in FP8 · number: what FP8 costs on average", {})
 
 
 def fig7_recipe(setting: Setting, known: Known) -> Iterator[Run]:
@@ -155,8 +154,9 @@ def draw_fig7(data: Data) -> Any:
     axes[0, 0].set_ylim(len(SHOWN) - 0.5, -0.7)
     text = "a marker is a seed · dotted: up to the first u-µP still trains, from the second on µP does not"
     marker = {"marker": "o", "color": "black", "linestyle": "none"}
-    caption(figure, text, {f"{n} steps": marker | {"fillstyle": fill} for n, fill in zip(lengths, fills, strict=True)})
-    return figure
+    return captioned(
+        figure, text, {f"{n} steps": marker | {"fillstyle": fill} for n, fill in zip(lengths, fills, strict=True)}
+    )
 
 
 FIG1_RIGHT = Figure(

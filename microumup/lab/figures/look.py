@@ -51,14 +51,15 @@ def entitle(figure: Any, text: str) -> None:
     figure.suptitle("\n".join(wrap(text, int(10.5 * figure.get_figwidth()))))
 
 
-def caption(figure: Any, text: str, styles: dict[str, Style] | None = None, *, columns: int = 4) -> None:
-    """Write below all panels what is drawn, and under it the keys: `styles` by name, or else the first panel's own."""
+def captioned(figure: Any, text: str, styles: dict[str, Style] | None = None, *, columns: int = 4) -> Any:
+    """`figure` with a text below all panels, what is drawn, and keys: `styles` by name, or the first panel's own."""
     keys, labels = figure.axes[0].get_legend_handles_labels()
     if styles is not None:
         keys, labels = [figure.axes[0].plot([], [], **style)[0] for style in styles.values()], list(styles)
     lines = "\n".join(wrap(text, int(15 * figure.get_figwidth())))
     settings = {"loc": "outside lower center", "ncols": columns, "frameon": False, "borderaxespad": 0.2}
     figure.legend(keys, labels, title=lines, title_fontsize=8, fontsize=9, **settings)
+    return figure
 
 
 def sizes_style(line: str, count: int) -> list[Style]:

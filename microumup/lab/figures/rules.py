@@ -20,7 +20,7 @@ from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
 from microumup.lab.figures.figure import Figure
 from microumup.lab.figures.judging import Claim, Criterion, claim
-from microumup.lab.figures.look import caption, panels
+from microumup.lab.figures.look import captioned, panels
 from microumup.lab.figures.rows import Data, Row, Rows, largest, where
 from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.lab.statistics import exactly
@@ -156,8 +156,7 @@ def draw_table1(data: Data) -> Any:
                 ax.set_ylim(low / 2, high * 2)
             ax.set_xlabel(axis)
             ax.set_title(f"{name}: {title}", fontsize=10 if len(title) < 20 else 8)
-    caption(figure, "marker: measured on a model · line: Table 1", dict(TYPES.values()), columns=5)
-    return figure
+    return captioned(figure, "marker: measured on a model · line: Table 1", dict(TYPES.values()), columns=5)
 
 
 # ---- Table 4 ----
@@ -275,8 +274,7 @@ def draw_table4(data: Data) -> Any:
     right.set(xlabel="RMS that the rules imply", ylabel="RMS measured")
     right.set_title("all tensors of a new model", fontsize=10)
     right.legend(frameon=False, ncols=2)
-    caption(figure, "a marker is a tensor · line: 1 on the left, equal on the right", {})
-    return figure
+    return captioned(figure, "a marker is a tensor · line: 1 on the left, equal on the right", {})
 
 
 # ---- The residual: Lemma C.1, and eq. (22) as printed ----
@@ -370,8 +368,7 @@ def draw_residual(data: Data) -> Any:
             ax.plot([r["branches"] for r in rows], [r[column] for r in rows], label=label, **style)
     yscale = "log" if column == "difference" else "linear"
     ax.set(xlabel="residual branches L", ylabel=YLABELS[column], yscale=yscale)
-    caption(figure, "a marker is a network of that depth")
-    return figure
+    return captioned(figure, "a marker is a network of that depth")
 
 
 FIGURES = (

@@ -11,7 +11,7 @@ import numpy as np
 from microumup.lab import pictures as pic
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import GRAY, POINTS, STYLES, caption, draw_seeds, panels, spelled, zoom
+from microumup.lab.figures.look import GRAY, POINTS, STYLES, captioned, draw_seeds, panels, spelled, zoom
 from microumup.lab.figures.rows import Data, Row, Rows, over_seeds, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Run, Setting
 from microumup.lab.scales import STYLES as LINEARS
@@ -81,8 +81,7 @@ def draw_fig3(data: Data) -> Any:
         draw_limits(ax, words=ax is axes[0, 1])
     axes[0, 0].set_ylabel("RMS")
     styles = {NAMES[line]: STYLES[line] | POINTS | {"markersize": 6} for line in LINES}
-    caption(figure, f"a marker is a linear of a layer, of seed {seed}", styles)
-    return figure
+    return captioned(figure, f"a marker is a linear of a layer, of seed {seed}", styles)
 
 
 # ---- Fig. 8: all along ----
@@ -126,8 +125,7 @@ def draw_fig8(data: Data) -> Any:
     for top, bottom, words in zip(*axes, TENSORS.values(), strict=True):
         top.set_title(words)
         bottom.set_xlabel("step")
-    caption(figure, f"a line is a linear of a layer, of seed {seed}", LINEARS, columns=8)
-    return figure
+    return captioned(figure, f"a line is a linear of a layer, of seed {seed}", LINEARS, columns=8)
 
 
 # ---- Fig. 9: what moves them ----
@@ -198,8 +196,7 @@ def draw_fig9(data: Data) -> Any:
     axes[0, 0].set_ylabel("FP8 loss (nats)")
     axes[1, 0].set_ylabel("RMS at the end")
     text = "line: mean over seeds, of the RMS's logarithm below · band: lowest to highest seed · vertical: the default"
-    caption(figure, text, dict(ENDS.values()))
-    return figure
+    return captioned(figure, text, dict(ENDS.values()))
 
 
 FIGURES = (

@@ -10,7 +10,7 @@ import numpy as np
 from microumup.config import TrainConfig
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import GRAY, POINTS, STYLES, caption, panels
+from microumup.lab.figures.look import GRAY, POINTS, STYLES, captioned, panels
 from microumup.lab.figures.rows import Data, Rows, by_seed, finite_loss, loss_of, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Options, Run, Setting, id_of
 from microumup.lab.search import Record, independent
@@ -152,8 +152,7 @@ def draw(data: Data) -> Any:
         ax.set_ylim(min(seen) - margin, max(seen) + 2 * margin)
     ax.set(xlabel="runs", ylabel="lowest training loss so far (nats)")
     text = "solid and marker: means over seeds · dashed: mean over all choices of so many of the random runs"
-    caption(figure, text, columns=2)
-    return figure
+    return captioned(figure, text, columns=2)
 
 
 FIGURES = (
