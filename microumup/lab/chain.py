@@ -117,7 +117,7 @@ def trunk_scales(p: Plan) -> list[float]:
 
 
 def changes(source: Plan, target: Plan) -> list[str]:
-    """What training does not keep, a sentence each; none where `target` goes on as `source` would."""
+    """Sentences on what training does not keep, one each; none where `target` goes on as `source` would."""
     before, after, theta = source.weights, target.weights, weight_factors(source, target)
     old, new, (lr, needed) = gains(source), gains(target), lr_factors(source, target)
 
@@ -143,7 +143,7 @@ def changes(source: Plan, target: Plan) -> list[str]:
 
 
 def _by_kind(names: list[str], words: Callable[[list[str]], str]) -> dict[str, str]:
-    """What `words` says of the q of all layers, of all k, …, and of which of these kinds it says it."""
+    """Sentences that `words` makes of the q of all layers, of all k, …, and for each the kinds it is said of."""
     found: dict[str, str] = {}
     for kind in dict.fromkeys(name.rpartition(".")[2] for name in names):
         said = words([name for name in names if name.rpartition(".")[2] == kind])

@@ -194,7 +194,7 @@ def run(job: Job) -> list[Sizes]:
 
 
 def activations(ops: list[Op]) -> dict[str, list[Array]]:
-    """What every op returned, by name, layer after layer; and attention's scores, of pairs that see each other."""
+    """Outputs of every op, by name, layer after layer; and attention's scores, of pairs that see each other."""
     found = defaultdict(list)
     for op in ops:
         if op.kind not in SAME_SIZE:

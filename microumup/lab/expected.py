@@ -1,4 +1,4 @@
-"""What RMS every tensor of `umup` starts at on random tokens, worked out from shapes alone.
+"""The RMS that every tensor of `umup` starts at on random tokens, worked out from shapes alone.
 
 Unit Scaling aims at 1, and most tensors are there. The others depart from it by what follows from the rules:
 

@@ -139,7 +139,7 @@ def hints(config: TrainConfig, ledger: Ledger) -> list[str]:
 
 
 def _short(x: object) -> str:
-    """At most 7 characters: 0.0469, 1.22e-4; a shape as 256x64."""
+    """A cell of at most 7 characters: 0.0469, 1.22e-4; a shape as 256x64."""
     if isinstance(x, float):
         text = f"{x:.3g}" if x == 0 or 1e-3 <= x < 1000 else f"{x:.0f}" if 1000 <= x < 1e7 else f"{x:.2e}"
         return text.replace("e-0", "e-").replace("e+", "e").replace("e0", "e")

@@ -17,6 +17,7 @@ import numpy as np
 from microumup import checkpoint, cli, ops
 from microumup.backend import Array, choose_device, to_device
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
+from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
@@ -90,25 +91,25 @@ def loss_with_logits(params: Params, tokens: Array, targets: Array, numbers: Pla
     return ops.cross_entropy(forward(params, tokens, numbers), targets, alpha=alpha, scale=numbers.loss)
 
 
-def kept_loss(params: dict[str, Array], tokens: Array, targets: Array, config: ModelConfig) -> Tensor:
+def kept_loss(params: Arrays, tokens: Array, targets: Array, config: ModelConfig, device: str = "cpu") -> Tensor:
     """The loss on tokens and targets (B, T), with all gradients taken and the whole tape kept."""
-    leaves = {name: Tensor(w, name) for name, w in params.items()}
-    out = loss_with_logits(leaves, tokens, targets, plan(config, tokens.size))
+    leaves = {name: Tensor(to_device(w, device), name) for name, w in params.items()}
+    ids, hits = to_device(tokens, device), to_device(targets, device)
+    out = loss_with_logits(leaves, ids, hits, plan(config, tokens.size))
     backpropagate(out, keep=True)
     return out
 
 
 def fresh_loss(config: ModelConfig, batch_size: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
     """`kept_loss` of a new model, on uniformly random tokens and targets."""
-    params = {name: to_device(w, device) for name, w in init_params(config, seed).items()}
-    ids = np.random.default_rng(seed).integers(config.vocab_size, size=(2, batch_size, config.seq_len))
-    return kept_loss(params, to_device(ids[0], device), to_device(ids[1], device), config)
+    tokens, targets = np.random.default_rng(seed).integers(config.vocab_size, size=(2, batch_size, config.seq_len))
+    return kept_loss(init_params(config, seed), tokens, targets, config, device)
 
 
 # ---- The command ----
 DESCRIPTION = """RMS, absmax, share flushed to zero and share saturated in FP8, for x, w and dy of every linear.
 
-Of a new model on random tokens; of a run at the first and last step that train --log-scales logged, or else at its
+Shows a new model on random tokens; a run at the first and last step that train --log-scales logged, or else at its
 checkpoint."""
 
 
@@ -158,15 +159,13 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     title = f"{config.scheme}, width {config.width}, {run_dir}"
     if logged := read_scales(run_dir):
         return title, logged, {}
-    device = choose_device(args.device)
     arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
+    params = {name: arrays[f"params/{name}"] for name in weights(config)}
     text, T, step = [Path(path) for path in config.text], config.seq_len, info["step"]
     corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
     # the batch that it would train on next
-    both = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
-    tokens, targets = (to_device(ids, device) for ids in both)
-    out = kept_loss(params, tokens, targets, config)
+    tokens, targets = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
+    out = kept_loss(params, tokens, targets, config, choose_device(args.device))
     return title, {step: linear_ranges(out, casts_or_fp8(config))}, {}
 
 
@@ -269,8 +268,8 @@ def draw_along(ax: Any, rms: dict[int, dict[str, float | None]], tensor: str, *,
 def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
     """Draw `rms`, by step and tensor, at the first and the last step (Fig. 3) and, if they are two, along all (Fig. 8).
 
-    The tensors are those of `scales.linear_ranges`. `path` ends with .png, .svg or .pdf. Raises ValueError without
-    matplotlib, OSError where `path` cannot be written.
+    The tensors are those of `linear_ranges`. Raises ValueError without matplotlib, OSError where `path` cannot be
+    written.
     """
     steps = sorted({min(rms), max(rms)})
     panels: list[list[int | str]] = [[step for step in steps for _ in range(6 // len(steps))]]
@@ -289,8 +288,7 @@ def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
         axes[step].set_xticks(range(len(TENSORS)), TENSORS)
     for tensor in TENSORS if len(steps) > 1 else ():
         draw_along(axes[tensor], dict(rms), tensor, words=False)  # type: ignore[arg-type]
-        axes[tensor].set_title(f"{tensor} of every linear")
-        axes[tensor].set_xlabel("step")
+        axes[tensor].set(title=f"{tensor} of every linear", xlabel="step")
     axes[steps[0]].set_ylabel("RMS")
     keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in STYLES.values()]
     figure.legend(keys, LINEARS, loc="outside right center", title="a marker is a linear,\na layer each")

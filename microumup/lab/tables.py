@@ -1,4 +1,4 @@
-"""What commands put out: CSV that reads back as it was written, columns of text, and lines of JSON.
+"""Output of commands: CSV that reads back as it was written, columns of text, and lines of JSON.
 
 In a CSV None is an empty cell, text is bare, all else is as in JSON. Text that JSON would take for something else, as
 the name 123456789012, is quoted as in JSON too.

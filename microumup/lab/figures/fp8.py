@@ -153,10 +153,9 @@ def draw_fig7(data: Data) -> Any:
     axes[0, 0].set_yticks(range(len(SHOWN)), [experiment.name for experiment in SHOWN])
     axes[0, 0].set_ylim(len(SHOWN) - 0.5, -0.7)
     text = "a marker is a seed · dotted: up to the first u-µP still trains, from the second on µP does not"
-    marker = {"marker": "o", "color": "black", "linestyle": "none"}
-    return captioned(
-        figure, text, {f"{n} steps": marker | {"fillstyle": fill} for n, fill in zip(lengths, fills, strict=True)}
-    )
+    black = {"marker": "o", "color": "black", "linestyle": "none"}
+    styles = {f"{n} steps": black | {"fillstyle": fill} for n, fill in zip(lengths, fills, strict=True)}
+    return captioned(figure, text, styles)
 
 
 FIG1_RIGHT = Figure(

@@ -1,4 +1,4 @@
-"""From the rows of a figure's CSV to numbers: losses, optima, and the mean of anything over seeds."""
+"""Numbers from the rows of a figure's CSV: losses, optima, and the mean of anything over seeds."""
 
 from collections.abc import Callable
 from math import inf, log, log2, nan
