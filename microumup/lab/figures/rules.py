@@ -164,7 +164,10 @@ FORWARD_SILU, BACKWARD_SILU = Criterion(high=0.013), Criterion(high=0.05)
 ATTENTION, WHOLE_MODEL = Criterion(high=0.12), Criterion(high=0.2)
 ALPHAS = tuple(2.0**i for i in range(-3, 4))
 SEQUENCES = (16, 64, 256)
-FAN_IN, FAN_OUT, VOCAB, HEAD_DIM = 256, 704, 512, 16
+FAN_IN, FAN_OUT, VOCAB, HEAD_DIM, TOKENS = 256, 704, 512, 16, 2048
+NOT_ONE = {  # by the rules themselves
+    "linear": {"dx": sqrt(FAN_OUT / FAN_IN)}, "readout": {"y": FAN_IN**-0.5, "dx": sqrt(VOCAB / FAN_IN)},
+}  # fmt: skip
 
 
 def table4() -> Rows:
@@ -172,55 +175,48 @@ def table4() -> Rows:
 
     `expected` is 1, or the departure that the rules themselves imply; last come all tensors of a whole model.
     """
-    return [
-        {"op": op, "setting": setting, "value": value, "tensor": tensor, "measured": rounded(measured),
-         "expected": rounded(expected.get(tensor, 1.0))}
-        for op, setting, value, rms, expected in op_scales() for tensor, measured in rms.items()
-    ]  # fmt: skip
-
-
-def op_scales() -> Iterator[tuple[str, str | None, float | None, dict[str, float], dict[str, float]]]:
-    """Each op on its own, and a whole model on random tokens: its name, what is varied and its value, the RMS by
-    tensor, and what of these is not meant to be 1."""
-    rng = np.random.default_rng(0)
+    rng, rows = np.random.default_rng(0), list[Row]()
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def rms(**arrays: Array) -> dict[str, float]:
-        return {name: float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for name, x in arrays.items()}
+    def note(op: str, rms: dict[str, float], expected: dict[str, float], setting: str | None, value: Any) -> None:
+        for tensor, measured in rms.items():
+            rows.append({"op": op, "setting": setting, "value": value, "tensor": tensor, "measured": rounded(measured),
+                         "expected": rounded(expected.get(tensor, 1.0))})  # fmt: skip
 
-    tokens = 2048
-    x = normal(tokens, FAN_IN)
-    for op, fan_out, factor, not_one in (
-        ("linear", FAN_OUT, FAN_IN**-0.5, {"dx": sqrt(FAN_OUT / FAN_IN)}),
-        ("readout", VOCAB, 1 / FAN_IN, {"y": FAN_IN**-0.5, "dx": sqrt(VOCAB / FAN_IN)}),
-    ):
-        scale = UnitScaled.linear(factor, FAN_IN**-0.5, tokens)
+    def note_op(op: str, setting: str | None = None, value: float | None = None, **arrays: Array) -> None:
+        rms = {name: float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for name, x in arrays.items()}
+        note(op, rms, NOT_ONE.get(op, {}), setting, value)
+
+    x = normal(TOKENS, FAN_IN)
+    for op, fan_out, factor in (("linear", FAN_OUT, FAN_IN**-0.5), ("readout", VOCAB, 1 / FAN_IN)):
+        scale = UnitScaled.linear(factor, FAN_IN**-0.5, TOKENS)
         y, saved = ops.linear_forward(x, normal(fan_out, FAN_IN), scale=scale)
-        dx, dw = ops.linear_backward(normal(tokens, fan_out), saved)
-        yield op, None, None, rms(y=y, dx=dx, dw=dw), not_one
-    ids = rng.integers(VOCAB, size=(8, tokens // 8))
-    y, saved = ops.embedding_forward(ids, normal(VOCAB, FAN_IN), scale=UnitScaled.embedding(1.0, VOCAB, tokens))
-    yield "embedding", None, None, rms(y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1]), {}
-    yield "rms_norm", None, None, rms(y=ops.rms_norm_forward(x)[0]), {}
-    yield "rope", None, None, rms(y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0]), {}
-    logits = FAN_IN**-0.5 * normal(8, tokens // 8, VOCAB)
-    scale = UnitScaled.cross_entropy(1.0, VOCAB, tokens)
+        dx, dw = ops.linear_backward(normal(TOKENS, fan_out), saved)
+        note_op(op, y=y, dx=dx, dw=dw)
+    ids = rng.integers(VOCAB, size=(8, TOKENS // 8))
+    y, saved = ops.embedding_forward(ids, normal(VOCAB, FAN_IN), scale=UnitScaled.embedding(1.0, VOCAB, TOKENS))
+    note_op("embedding", y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1])
+    note_op("rms_norm", y=ops.rms_norm_forward(x)[0])
+    note_op("rope", y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0])
+    logits = FAN_IN**-0.5 * normal(8, TOKENS // 8, VOCAB)
+    scale = UnitScaled.cross_entropy(1.0, VOCAB, TOKENS)
     loss, saved = ops.cross_entropy_forward(logits, ids, alpha=1.0, scale=scale)
-    yield "cross_entropy", None, None, rms(dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0]), {}
+    note_op("cross_entropy", dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0])
     for alpha in ALPHAS:
         scale = UnitScaled.gated_silu(alpha)
-        y, saved = ops.gated_silu_forward(normal(tokens, FAN_OUT), normal(tokens, FAN_OUT), alpha=alpha, scale=scale)
-        d_in, d_gate = ops.gated_silu_backward(normal(tokens, FAN_OUT), saved)
-        yield "gated_silu", "alpha", alpha, rms(y=y, dx_in=d_in, dx_gate=d_gate), {}
+        y, saved = ops.gated_silu_forward(normal(TOKENS, FAN_OUT), normal(TOKENS, FAN_OUT), alpha=alpha, scale=scale)
+        d_in, d_gate = ops.gated_silu_backward(normal(TOKENS, FAN_OUT), saved)
+        note_op("gated_silu", "alpha", alpha, y=y, dx_in=d_in, dx_gate=d_gate)
     for seq_len in SEQUENCES:
         q, k, v, dy = (normal(16, seq_len, FAN_IN) for _ in range(4))
         scale = UnitScaled.attention(1.0, HEAD_DIM, seq_len)
         y, saved = ops.attention_forward(q, k, v, head_dim=HEAD_DIM, score_scale=1 / HEAD_DIM, scale=scale)
-        yield "attention", "seq_len", seq_len, rms(y=y, dv=ops.attention_backward(dy, saved)[2]), {}
+        note_op("attention", "seq_len", seq_len, y=y, dv=ops.attention_backward(dy, saved)[2])
     config = ModelConfig(width=256, layers=2, head_dim=16, seq_len=64)
-    yield "model", None, None, measured_rms(fresh_loss(config, 16)), expected_rms(config)
+    note("model", measured_rms(fresh_loss(config, 16)), expected_rms(config), None, None)
+    return rows
 
 
 def table4_claims(data: Data) -> Iterator[Claim]:
