@@ -13,7 +13,7 @@ from microumup import fused, model, ops, trainer
 from microumup.backend import Array
 from microumup.engine import Backward, Kernels, Tensor, using
 from microumup.lab import gradcheck, scales
-from microumup.lab.figures.residual import taus_as_printed
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import DECAYS

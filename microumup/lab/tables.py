@@ -1,4 +1,4 @@
-"""Tables: as CSV that reads back as it was written, and as columns of text.
+"""Output of commands: CSV that reads back as it was written, columns of text, and lines of JSON.
 
 In a CSV None is an empty cell, text is bare, all else is as in JSON. Text that JSON would take for something else, as
 the name 123456789012, is quoted as in JSON too.
@@ -8,11 +8,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from itertools import zip_longest
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from microumup import checkpoint
+from microumup.fp8 import Format
 
 
 def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  ") -> str:
@@ -30,15 +33,33 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
     )
 
 
+def json_line(content: Any) -> str:
+    """`content` as a line of JSON: objects for whatever has names, a format as its name, null for NaN and infinity."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Format):
+            return x.name
+        x = vars(x) if is_dataclass(x) else x._asdict() if hasattr(x, "_asdict") else x
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(item) for item in x]
+        return None if isinstance(x, float) and not isfinite(x) else x
+
+    return checkpoint.to_json(plain(content))
+
+
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write the rows, each with a value for every column, whole or not at all."""
-    lines = [_csv(columns), *map(to_line, rows)]
+    lines = map(to_line, [columns, *rows])
     checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes("".join(lines).encode()))
 
 
 def to_line(row: Sequence[Any]) -> str:
     """A row as its line of the file."""
-    return _csv([_cell(value) for value in row])
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(map(_cell, row))
+    return line.getvalue()
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -52,12 +73,6 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is not a table ({checkpoint.one_line(error)}); restore it, or delete it") from None
     return [dict(zip(columns, map(_value, row), strict=True)) for row in rows]
-
-
-def _csv(cells: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
 
 
 def _cell(value: Any) -> str:

@@ -6,15 +6,15 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
+from microumup.backend import install_hint
 from microumup.config import ModelConfig, TrainConfig
 from microumup.data import ByteTokenizer, Corpus
 from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
 from microumup.lab.expected import expected_rms
-from microumup.lab.scales import fresh_loss, main, measured_rms, note, table
-from microumup.lab.scales_plot import plot
-from microumup.model import forward, init_params, loss
+from microumup.lab.scales import fresh_loss, loss_with_logits, main, measured_rms, note, plot, table
+from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
 from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
@@ -164,7 +164,7 @@ def test_measuring_asks_for_gradients():
     ids = np.zeros((1, 8), np.int64)
     for look in (measured_rms, linear_ranges):
         with pytest.raises(ValueError, match="keep=True"):
-            look(loss(params, ids, ids, plan(TINY, ids.size)))
+            look(loss_with_logits(params, ids, ids, plan(TINY, 8)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -430,5 +430,5 @@ def test_without_matplotlib_the_table_is_shown_and_the_mend_named(monkeypatch, c
         main(["--layers", "1", "--width", "16", "--plot", "figure.png"])
     assert end.value.code == 2
     out, err = capsys.readouterr()
-    assert "[plot]'" in err
+    assert install_hint("plot") in err
     assert "layer0.down.dy" in out

@@ -106,8 +106,7 @@ def finish(figure: Figure, out: Path, *, judged: bool = True, made: Row | None =
     verdict = together([claim.verdict for claim in found])
     if made is None:
         made = checkpoint.read_json(path, dict).get("made", {}) if path.exists() else {}
-    names = [f"{figure.name}.png", f"{figure.name}.svg"]
-    picture = figure.draw(data)
+    picture, names = figure.draw(data), [f"{figure.name}.png", f"{figure.name}.svg"]
     look.entitle(picture, figure.shows if verdict == HOLDS else figure.title)
     for name in names:
         pictures.save(picture, out / name)
