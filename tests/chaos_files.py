@@ -103,7 +103,7 @@ def generated(chaos: Chaos, run: Path, like: str) -> tuple[Outcome, Callable[[],
 def scaled(chaos: Chaos, run: Path, like: str) -> tuple[Outcome, Callable[[], bool]]:
     """A line of scales.jsonl may be missing: nobody can know. Those that are there are the undamaged ones; without any
     the checkpoint, of step 10, is measured."""
-    outcome, pristine = call(scales.main, [str(run), "--quiet", "--json"]), chaos.pristine / f"{like}-half"
+    outcome, pristine = call(scales.main, [str(run), "--quiet", "--json"]), chaos.pristine / like
 
     def same() -> bool:
         lines = (pristine / "scales.jsonl").read_text().splitlines()

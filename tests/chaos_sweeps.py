@@ -22,14 +22,16 @@ def command(chaos: Chaos, out: Path, *more: str) -> list[str]:
             "--text", str(chaos.text), "--out", str(out), "--quiet", *more]  # fmt: skip
 
 
-def children_of(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
+    """Processes that a sweep trains in; not the one in which multiprocessing keeps its books."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
+            command = path.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == pid:
+        if int(fields[1]) == pid and b"spawn_main" in command:
             found.append(int(path.parent.name))
     return found
 
@@ -88,7 +90,7 @@ def sweep_killed(chaos: Chaos) -> None:
         if how < 0.4:
             process.send_signal(chaos.rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         else:
-            for pid in children_of(process.pid):
+            for pid in workers_of(process.pid):
                 if chaos.rng.random() < 0.6:
                     try:
                         os.kill(pid, signal.SIGKILL)
