@@ -58,7 +58,7 @@ def test_the_command_writes_a_run_and_prints_json_last(tmp_path: Path, capsys: p
     assert result["run_dir"] == str(tmp_path / "run")
     assert any("a sample" in line for line in text)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json"}
+    assert files - {".lock"} == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 8
 
 

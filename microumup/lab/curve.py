@@ -1,6 +1,5 @@
 """Loss curves of runs, against what counting letters would know: `python -m microumup curve RUN_DIR … --plot FILE`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,10 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
-from microumup.run_dir import load_config
+from microumup.run_dir import load_config, read_metrics
 
 Config = dict[str, Any]
 
@@ -31,16 +31,10 @@ class Curve(NamedTuple):
 
 def read_run(run_dir: Path) -> tuple[Config, Array]:
     """The config of a run and its losses, a number a step. Raises ValueError when there is none."""
-    config, metrics = asdict(load_config(run_dir)), run_dir / "metrics.jsonl"
-    try:
-        losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
-    except FileNotFoundError:
-        raise ValueError(f"{run_dir} holds no run: there is no {metrics.name}") from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{metrics} is damaged ({error})") from None
-    if not losses:
+    config, records = load_config(run_dir), read_metrics(run_dir)
+    if not records:
         raise ValueError(f"{run_dir}: no step is logged yet")
-    return config, np.array(losses)
+    return asdict(config), np.array([record["loss"] for record in records])
 
 
 def smoothed(losses: Array) -> Array:
@@ -126,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         points = {curve.label: curve.losses.tolist() for curve in curves}
         first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
-        print(json.dumps({"curves": points, "first_step": first, "entropies": entropies}))
+        print(to_json({"curves": points, "first_step": first, "entropies": entropies}))
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from microumup import checkpoint, cli, ops
+from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.data import batch, load_corpus
@@ -25,9 +25,9 @@ from microumup.lab.expected import expected_rms
 from microumup.lab.pictures import check_path
 from microumup.lab.scales_plot import limits, plot
 from microumup.model import Params, forward, init_params
-from microumup.plan import Plan, plan, weights
+from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
-from microumup.run_dir import load_config
+from microumup.run_dir import load_config, load_model
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
     "residual_split": ("attn_split", "ffn_split"),
@@ -171,14 +171,14 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     if logged := read_scales(run_dir):
         return title, logged, {}
     device = choose_device(args.device)
-    arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
+    config, arrays, step = load_model(run_dir)
+    params = {name: to_device(w, device) for name, w in arrays.items()}
     text = [Path(path) for path in config.text]
     corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
     size = {"seq_len": config.seq_len, "batch_size": config.batch_size}
-    tokens, targets = batch(corpus.train, **size, seed=config.seed, step=info["step"])  # the one it would train on next
+    tokens, targets = batch(corpus.train, **size, seed=config.seed, step=step)  # the one it would train on next
     out = kept_loss(params, to_device(tokens, device), to_device(targets, device), config)
-    return title, {info["step"]: linear_ranges(out, casts_or_fp8(config))}, {}
+    return title, {step: linear_ranges(out, casts_or_fp8(config))}, {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,9 @@ from tqdm import tqdm
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device, install_hint
 from microumup.config import PRESETS, TrainConfig, check_least, option_name
+from microumup.corpora import Source, read_text, source
 from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.diverged import Diverged, check_finite
 from microumup.lab.search import (
     FLOATS,
     OPTIONS,
@@ -50,10 +52,10 @@ from microumup.lab.search import (
 )
 from microumup.lab.tables import text_table as show
 from microumup.lab.tables import to_line, write_table
-from microumup.plan import weights
+from microumup.plan import check_memory, weights
 from microumup.ranges import linear_ranges
 from microumup.run_dir import RETIRED
-from microumup.trainer import Diverged, Trainer, train
+from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
 
@@ -92,16 +94,42 @@ def plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def run_id(job: Job) -> str:
-    """12 hexadecimal digits that name the run: the same in every process, whatever the order of the fields."""
+    """12 hexadecimal digits that name the run: the same in every process, whatever the order of the fields.
+
+    What is in a text counts, not where it lies. Raises ValueError for one that cannot be read.
+    """
     # with the options that are no more: a run made before they went keeps its name
-    content = {"config": plain(job.config) | RETIRED, "ranges_every": job.ranges_every}
+    config = plain(job.config) | RETIRED | {"text": [source.sha256 for source in sources(job.config.text)]}
+    content = {"config": config, "ranges_every": job.ranges_every}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-@lru_cache(maxsize=4)
+def sources(text: tuple[str, ...]) -> tuple[Source, ...]:
+    """The Source of each text, read once in each process unless it changes."""
+    return tuple(_source(path, _changed(path)) for path in text)
+
+
+@lru_cache(maxsize=64)
+def _source(path: str, changed: object) -> Source:
+    return source(path, read_text(Path(path)))
+
+
+def _changed(path: str) -> tuple[int, int] | None:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None  # which `read_text` will say in words
+    return status.st_mtime_ns, status.st_size
+
+
 def corpus_of(name: str, text: tuple[str, ...], vocab_size: int, seq_len: int) -> Corpus:
-    """The corpus, read once in each process."""
+    """The corpus, read once in each process unless it changes."""
+    return _corpus_of(name, text, vocab_size, seq_len, sources(text))
+
+
+@lru_cache(maxsize=4)
+def _corpus_of(name: str, text: tuple[str, ...], vocab_size: int, seq_len: int, content: object) -> Corpus:
     return load_corpus(name, text=[Path(path) for path in text], vocab_size=vocab_size, seq_len=seq_len)
 
 
@@ -126,12 +154,13 @@ def run(job: Job, device: str = "cpu") -> Record:
     try:
         result = train(config, corpus, device=device, watch=watch, watch_every=job.ranges_every)[1]
         seconds = result["seconds"]
+        check_finite(config.steps, "loss", result["loss_final"] + result["loss_valid"], config)
     except Diverged as error:
-        diverged_at, seconds = error.step, round(perf_counter() - began, 3)
+        result, diverged_at, seconds = {}, error.step, round(perf_counter() - began, 3)
     steps = config.steps if diverged_at is None else diverged_at
     return {
         "id": run_id(job), "config": plain(config), "ranges_every": job.ranges_every, "version": __version__,
-        "loss": result.get("loss_final"), "loss_valid": finite(result.get("loss_valid")),
+        "loss": result.get("loss_final"), "loss_valid": result.get("loss_valid"),
         "diverged": diverged_at is not None, "diverged_at": diverged_at, "seconds": seconds,
         "tokens_per_second": round(steps * config.batch_size * config.seq_len / max(seconds, 1e-3)), "device": device,
     } | ({"ranges": ranges} if job.ranges_every else {})  # fmt: skip
@@ -155,11 +184,15 @@ def sweep(
     check_out(out)
     unique = {run_id(job): job for job in jobs}
     for job in unique.values():  # before hours of work; and a BPE vocabulary is learned once, not in every process
+        check_memory(alone(job.config))
         corpus_of(job.config.corpus, job.config.text, job.config.vocab_size, job.config.seq_len)
     with ExitStack() as stack:
         client = stack.enter_context(connect(cluster)) if cluster else None
         results, table = out / "results", out / "table.csv"
         results.mkdir(parents=True, exist_ok=True)
+        stack.callback(checkpoint.lock(out).release)
+        for left in results.glob(".*.tmp"):  # by what was killed
+            left.unlink(missing_ok=True)
         records = load_results(out)
         missing = {id: job for id, job in unique.items() if id not in records}
         columns = ("id", *varying([*(plain(job.config) for job in jobs), *(r["config"] for r in records.values())]))
@@ -177,7 +210,7 @@ def sweep(
 
         def keep(id: str, record: Record) -> None:
             if client:
-                checkpoint.write_json(results / f"{id}.json", record)
+                checkpoint.write_json(results / f"{id}.json", checkpoint.sealed(record))
             with table.open("a") as file:
                 file.write(to_line(row(record, columns)))
             records[id] = record
@@ -217,6 +250,8 @@ def work_off(
                 id, seat = flying.pop(future)
                 try:
                     record = future.result()
+                    if record["id"] != id:
+                        raise ValueError("--text: changed while the sweep was on")
                 except Exception as error:
                     tries[id] += 1
                     if tries[id] <= retries:
@@ -249,7 +284,7 @@ def task(job: Job, device: str, results: Path | None) -> Record:
         return read_record(path)
     record = run(job, device)
     if path:
-        checkpoint.write_json(path, record)
+        checkpoint.write_json(path, checkpoint.sealed(record))
     return record
 
 
@@ -308,18 +343,21 @@ def connect(address: str) -> Iterator[Any]:
 
 def check_out(out: Path) -> None:
     """Raise ValueError when `out` is neither new, nor empty, nor a sweep's."""
-    if out.exists() and not (out / "results").is_dir() and (not out.is_dir() or any(out.iterdir())):
+    empty = not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
+    if not empty and not (out / "results").is_dir():
         raise ValueError(f"--out: {out} holds something else than a sweep; name another directory")
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file. Raises ValueError when there is none."""
+    """The record in a file. Raises ValueError when there is none, or a damaged one."""
     try:
-        record: Record = json.loads(path.read_text())
-        if record["id"] != path.stem:
-            raise ValueError(f"it is of run {record['id']}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of a sweep ({error}); delete it") from None
+        record = checkpoint.read_record(path)
+        if lacks := {"id", "config", *MEASURED} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
+        if record["id"] != path.stem or not isinstance(record["config"], dict):
+            raise ValueError(f"it is of run {record['id']!s:.40}")
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of a sweep ({error}); delete it, and the run is made again") from None
     return record
 
 
@@ -452,7 +490,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{at_most}{runs} runs, {done} of them done; the rest takes about {show_time(seconds)} of CPU time, "
             f"{show_time(seconds / args.workers)} with {args.workers} workers")  # fmt: skip
         if args.json:
-            print(json.dumps({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
+            print(checkpoint.to_json({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
         return 0
 
     def train_all(configs: list[TrainConfig]) -> list[Record]:
@@ -490,7 +528,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         search = [{"stage": stage, **as_json(p)} for stage, p in found]
         content = {"points": [as_json(p) for p in points], "search": search, "crashed": crashed}
-        print(json.dumps({"table": str(args.out / "table.csv"), **content}))
+        print(checkpoint.to_json({"table": str(args.out / "table.csv"), **content}))
     return 1 if crashed else 0
 
 

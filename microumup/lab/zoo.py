@@ -24,13 +24,14 @@ import numpy as np
 from microumup import cli
 from microumup.config import ModelConfig, TrainConfig, check_least
 from microumup.data import Corpus, load_corpus
+from microumup.diverged import Diverged
 from microumup.lab import gradcheck
 from microumup.lab.coordcheck import Row, coordcheck
 from microumup.lab.expected import expected_rms
 from microumup.lab.mistakes import ZOO, Mistake, planted
 from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.lab.workers import run_all
-from microumup.trainer import Diverged, train
+from microumup.trainer import train
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The checks: each finds something to say about a mistake, or nothing
