@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import product
-from math import exp, inf, isfinite, log
+from math import exp, inf, log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,18 +106,17 @@ def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
     """Random points, always the same and the first of a longer draw: log-uniform where the axis is a geometric range,
     uniform where it is an arithmetic one or a list."""
     rng = np.random.default_rng(0)
-    return [{_split(text)[0]: _draw(text, rng) for text in grids} for _ in range(count)]
+    return [dict(_draw(text, rng) for text in grids) for _ in range(count)]
 
 
-def _draw(text: str, rng: np.random.Generator) -> Any:
-    name, values = parse_grid(text)
-    spec = _split(text)[1]
+def _draw(text: str, rng: np.random.Generator) -> tuple[str, Any]:
+    (name, values), (_, spec) = parse_grid(text), _split(text)
     if not _is_range(name, spec):
-        return values[rng.integers(len(values))]
+        return name, values[rng.integers(len(values))]
     low, high = sorted((values[0], values[-1]))
     geometric = not spec.rpartition(":")[2].startswith("+")
     value = exp(rng.uniform(log(low), log(high))) if geometric else rng.uniform(low, high)
-    return round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
+    return name, round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
 
 
 class Point(NamedTuple):
@@ -141,9 +140,12 @@ def ranked(records: Sequence[Record], names: Sequence[str]) -> list[Point]:
     return sorted(points.values(), key=lambda point: point.loss)
 
 
+Stage = tuple[str, Point]  # of an independent search: the axis, and the best of it
+
+
 def independent(
     base: dict[str, Any], axes: Sequence[Axis], seeds: int, train_all: Callable[[list[TrainConfig]], list[Record]]
-) -> list[tuple[str, Point]]:
+) -> list[Stage]:
     """The paper's independent search (App. F.1): what was tried at each stage, and the best of it.
 
     The axis lr with all else at its default; each other axis alone at the best lr; all best values combined, at that lr
@@ -203,11 +205,15 @@ def summary(points: Sequence[Point], shown: int = 10) -> str:
     return "\n".join(text)
 
 
-def finite(value: Any) -> Any:
-    """`value`, or None for a NaN or an infinity, which JSON has no name for."""
-    return None if isinstance(value, float) and not isfinite(value) else value
+def account(stages: Sequence[Stage]) -> str:
+    """The best of each stage of an independent search."""
+    rows = [["search", "best", "loss"]]
+    for stage, point in stages:
+        values = ", ".join(f"{name} {show_value(value)}" for name, value in point.values.items())
+        rows.append([stage, values, show_loss(point)])
+    return text_table(rows)
 
 
 def as_json(point: Point) -> dict[str, Any]:
     """The values of a point, its mean loss and the losses it is the mean of; None: diverged."""
-    return {"values": point.values, "loss": finite(point.loss), "losses": point.losses}
+    return {"values": point.values, "loss": point.loss, "losses": point.losses}

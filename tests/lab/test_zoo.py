@@ -9,6 +9,7 @@ import pytest
 
 from microumup import fused, model, ops
 from microumup.config import ModelConfig
+from microumup.diverged import Diverged
 from microumup.engine import Tensor, backpropagate
 from microumup.lab import zoo
 from microumup.lab.mistakes import UMUP, ZOO, planted
@@ -18,7 +19,6 @@ from microumup.multipliers import residual_taus
 from microumup.optim import DECAYS
 from microumup.parametrization import SCHEMES, Shape, weight
 from microumup.plan import plan, weights
-from microumup.trainer import Diverged
 
 DOC = Path(__file__).parents[2] / "docs" / "zoo.md"
 
