@@ -82,20 +82,13 @@ def run_id(job: Job) -> str:
 
 def sources(text: tuple[str, ...]) -> tuple[Source, ...]:
     """The Source of each text, read once in each process unless it changes."""
-    return tuple(_source(path, _changed(path)) for path in text)
+    there = [Path(path).stat() if Path(path).exists() else None for path in text]
+    return tuple(_source(path, s and (s.st_mtime_ns, s.st_size)) for path, s in zip(text, there, strict=True))
 
 
 @lru_cache(maxsize=64)
-def _source(path: str, changed: object) -> Source:
+def _source(path: str, changed: tuple[int, int] | None) -> Source:
     return source(path, read_text(Path(path)))
-
-
-def _changed(path: str) -> tuple[int, int] | None:
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None  # which `read_text` will say in words
-    return status.st_mtime_ns, status.st_size
 
 
 def corpus_of(config: TrainConfig) -> Corpus:
@@ -276,16 +269,16 @@ def flops(config: TrainConfig) -> float:
 
 def estimate_seconds(job: Job) -> float:
     """CPU time of a run here, from timed steps of its shape, or of a smaller one if that would take long."""
-    c = job.config
-    shape = TrainConfig(lr=2**-10, **{name: getattr(c, name) for name in SHAPE})
-    return _step_seconds(alone(shape)) * (c.steps + VALIDATION)
+    shape = TrainConfig(lr=2**-10, **{name: getattr(job.config, name) for name in SHAPE})
+    return _step_seconds(shape) * (job.config.steps + VALIDATION)
 
 
 @lru_cache(maxsize=256)
 def _step_seconds(shape: TrainConfig) -> float:
     sample = shape
-    while flops(sample) > SAMPLE and (smaller := _smaller(sample)):
-        sample = smaller
+    for name, unit in (("batch_size", 1), ("layers", 1), ("width", lcm(4, shape.head_dim))):
+        while flops(sample) > SAMPLE and (units := getattr(sample, name) // unit) > 1:
+            sample = replace(sample, **{name: units // 2 * unit})
     tokens = np.random.default_rng(0).integers(0, sample.vocab_size, 10 * sample.seq_len).astype(np.uint16)
     trainer = Trainer(sample, Corpus("random tokens", tokens, tokens, ByteTokenizer()))
     times: list[float] = []
@@ -294,14 +287,6 @@ def _step_seconds(shape: TrainConfig) -> float:
         trainer.update(0)
         times.append(perf_counter() - began)
     return min(times) * flops(shape) / flops(sample)
-
-
-def _smaller(c: TrainConfig) -> TrainConfig | None:
-    for name, unit in (("batch_size", 1), ("layers", 1), ("width", lcm(4, c.head_dim))):
-        units = getattr(c, name) // unit
-        if units > 1:
-            return replace(c, **{name: units // 2 * unit})
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from multiprocessing import active_children, get_context, parent_process
@@ -63,7 +64,7 @@ def work_off(
             while waiting and seats:
                 (id, left), seat = waiting.popleft(), seats.pop()
                 flying[seat.submit(run, *tasks[id])] = id, left, seat
-            for future in wait(flying, timeout=1, return_when=FIRST_COMPLETED).done:
+            for future in futures.wait(flying, timeout=1, return_when=futures.FIRST_COMPLETED).done:
                 id, left, seat = flying.pop(future)
                 try:
                     result = future.result()
@@ -72,7 +73,7 @@ def work_off(
                         waiting.append((id, left - 1))
                     else:
                         errors[id] = " ".join(f"{type(error).__name__}: {error}".split())
-                    if isinstance(error, BrokenExecutor):
+                    if isinstance(error, futures.BrokenExecutor):
                         [seat] = new_seats(1)
                 else:
                     keep(id, result)
@@ -111,7 +112,7 @@ def follow_parent() -> None:
 
 
 class InThisProcess(Executor):
-    """Runs what is submitted at once: for tests, and where processes are not to be had."""
+    """A seat in this process, where what is submitted is run at once."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
