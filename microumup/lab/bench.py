@@ -58,8 +58,7 @@ FP8_SHAPES: Sequence[Shape] = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Programs: each a function that takes a whole training step on one and the same batch
+# ---- Programs: each a function that takes a whole training step on one and the same batch ----
 
 
 def new_program(name: str, shape: Shape, threads: int) -> Program:
@@ -111,8 +110,7 @@ def disagreement(ours: tuple[float, dict[str, Array]], theirs: tuple[float, dict
     return worst, found[worst]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Time and memory
+# ---- Time and memory ----
 
 
 def take_turns(
@@ -175,8 +173,7 @@ def _kib(key: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(key)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is measured, as `--json` puts it out
+# ---- What is measured, as `--json` puts it out ----
 
 
 class Disagreement(Exception):
@@ -266,8 +263,7 @@ def fp8_programs() -> Iterator[tuple[str, Program, Program]]:
         yield "FP8 step, float32: " + ", ".join(f"{key} {value}" for key, value in shape.items()), fp8, plain
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
+# ---- The command ----
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -364,7 +360,3 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> str:
         times = (f"{c[key]:.2f} ms" for key in ("ours_ms", "theirs_ms"))
         rows.append([c["name"], *times, f"{c['ratio']:.3f}", f"{c['low']:.3f} to {c['high']:.3f}"])
     return text_table(rows, "<>>>>")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -53,18 +53,12 @@ class Crashed(Exception):
         self.errors = errors
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One run
-
-
-def alone(config: TrainConfig) -> TrainConfig:
-    """`config` on one thread, as a sweep has as many runs at once as there are cores."""
-    return replace(config, threads=1)
+# ---- One run ----
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """The options as JSON has them, of one thread."""
-    options = asdict(alone(config))
+    """The options of a run as JSON has them. It has one thread: there are as many runs at once as there are cores."""
+    options = asdict(config) | {"threads": 1}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
 
 
@@ -108,7 +102,7 @@ def run(job: Job, device: str = "cpu") -> Record:
     run diverged; diverged, diverged_at (the step, or None), seconds, tokens_per_second, device; ranges if they were
     asked for, by step and tensor. Everything is as JSON has it; None stands for what is not finite.
     """
-    config = alone(job.config)
+    config = replace(job.config, threads=1)
     corpus = corpus_of(config)
     ranges: dict[str, Any] = {}
 
@@ -134,8 +128,7 @@ def run(job: Job, device: str = "cpu") -> Record:
     return json.loads(checkpoint.to_json(record))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# All runs
+# ---- All runs ----
 
 
 def sweep(
@@ -152,7 +145,7 @@ def sweep(
     check_out(out)
     unique = {run_id(job): job for job in jobs}
     for job in unique.values():  # before hours of work; and a BPE vocabulary is learned once, not in every process
-        check_memory(alone(job.config))
+        check_memory(job.config)
         corpus_of(job.config)
     with ExitStack() as stack:
         client = stack.enter_context(connect(cluster)) if cluster else None
@@ -177,15 +170,13 @@ def sweep(
             meter.set_description_str(f"{sum(id in records for id in unique)}/{len(unique)} runs")
 
         def keep(id: str, record: Record) -> None:
-            if client:  # whose workers need not share our disk
-                write_record(results, record)
+            checkpoint.write_json(results / f"{id}.json", checkpoint.sealed(record))
             with table.open("a") as file:
                 file.write(to_line(row(record, columns)))
             records[id] = record
             meter.update(costs[id])
 
-        longest_first = sorted(missing, key=lambda id: -costs[id])
-        tasks = {id: (id, missing[id], device, None if client else results) for id in longest_first}
+        tasks = {id: (id, missing[id], device) for id in sorted(missing, key=lambda id: -costs[id])}
         seats = [client.get_executor(pure=False)] * len(missing) if client else new_seats(workers, len(missing))
         errors = work_off(task, tasks, seats, keep=keep, tick=tick, retries=retries)
     if errors:
@@ -193,23 +184,15 @@ def sweep(
     return [records[run_id(job)] for job in jobs]
 
 
-def task(id: str, job: Job, device: str, results: Path | None) -> Record:
-    """Run the job, in an executor, and keep its record in `results`, unless it is there.
-
-    It may be: a process can be killed between keeping a record and handing it over.
-    """
-    if results and (path := results / f"{id}.json").exists():
-        return read_record(path)
+def task(id: str, job: Job, device: str) -> Record:
+    """The record of the run `id`. Raises ValueError when a text of its is another by now."""
     record = run(job, device)
     if record["id"] != id:
         raise ValueError("--text: changed while the sweep was on")
-    if results:
-        write_record(results, record)
     return record
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is kept
+# ---- What is kept ----
 
 
 def check_out(out: Path) -> None:
@@ -232,11 +215,6 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def write_record(results: Path, record: Record) -> None:
-    """Write the record, whole or not at all, to where `load_results` finds it."""
-    checkpoint.write_json(results / f"{record['id']}.json", checkpoint.sealed(record))
-
-
 def load_results(out: Path) -> dict[str, Record]:
     """Every record in OUT/results, by id. Raises ValueError for a file that is none."""
     return {path.stem: read_record(path) for path in sorted((out / "results").glob("*.json"))}
@@ -252,8 +230,7 @@ def row(record: Record, columns: Sequence[str]) -> list[Any]:
     return [record["config"].get(name, record.get(name)) for name in columns] + [record[name] for name in MEASURED]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run costs
+# ---- What a run costs ----
 
 SHAPE = ("width", "layers", "head_dim", "seq_len", "vocab_size", "batch_size", "fp8", "optimizer")
 SAMPLE = 1e10  # FLOPs of a step that is timed, at most: a fraction of a second
@@ -289,8 +266,7 @@ def _step_seconds(shape: TrainConfig) -> float:
     return min(times) * flops(shape) / flops(sample)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
+# ---- The command ----
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -398,7 +374,3 @@ def show_time(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -32,13 +32,7 @@ class Twin:
     name, module, scheme = "torch", "torch", "sp"
 
     def __init__(
-        self,
-        config: ModelConfig,
-        params: dict[str, Array],
-        batch: tuple[Array, Array],
-        *,
-        fused: bool,
-        threads: int = 1,
+        self, config: ModelConfig, params: dict[str, Array], batch: tuple[Array, Array], *, fused: bool, threads: int
     ) -> None:
         """`params` by our names, `batch` the tokens and targets (B, T); `fused` says which of PyTorch's AdamW.
 
@@ -92,22 +86,23 @@ class Twin:
         logits = F.linear(F.rms_norm(x, (c.width,), eps=c.norm_eps), w["head"])  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten())
 
-    def step(self) -> float:
-        """Forward, backward, AdamW: the loss before the update."""
+    def backward(self) -> float:
+        """Forward and backward: the loss. Gradients are left in `weights`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
-        self.optimizer.step()
         return float(loss.item())
+
+    def step(self) -> float:
+        """Forward, backward, AdamW: the loss before the update."""
+        loss = self.backward()
+        self.optimizer.step()
+        return loss
 
     def loss_and_gradients(self) -> tuple[float, dict[str, Array]]:
         """The loss, and the true gradient of every weight: theirs over `gradient_constant`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss()
-        loss.backward()
-        return float(loss.item()), {
-            name: w.grad.numpy() / self.gradient_constant(name) for name, w in self.weights.items()
-        }
+        loss = self.backward()
+        return loss, {name: w.grad.numpy() / self.gradient_constant(name) for name, w in self.weights.items()}
 
 
 class UnitScalingTwin(Twin):

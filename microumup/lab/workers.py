@@ -42,8 +42,7 @@ def run_all(
         return list(stack.enter_context(bar(results, progress=progress, total=len(jobs), unit=unit)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Seats: executors of one process each. A process that is killed takes its own run with it, and no one else's
+# ---- Seats: executors of one process each. A process that is killed takes its own run with it, and no one else's ----
 
 
 def work_off(

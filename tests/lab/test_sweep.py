@@ -246,14 +246,6 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(
     assert len(sweep(jobs, tmp_path, workers=0)) == 3
 
 
-def test_a_result_that_was_kept_before_its_process_died_is_not_made_again(
-    jobs: list[Job], tmp_path: Path, made: list[float]
-) -> None:
-    record, again = (module.task(run_id(jobs[0]), jobs[0], "cpu", tmp_path) for _ in range(2))
-    assert again == record
-    assert made == [0.5]
-
-
 def test_a_text_that_changes_while_its_run_is_on_is_an_error_and_nothing_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
