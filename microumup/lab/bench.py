@@ -54,7 +54,7 @@ AGREEMENT = 1e-4  # of float32 losses and gradients over 4 layers; they agree to
 FP8_SHAPES: Sequence[Shape] = (
     {"width": 64, "layers": 2, "head_dim": 16, "seq_len": 64, "batch_size": 16},
     {"width": 256, "layers": 2, "head_dim": 16, "seq_len": 32, "batch_size": 16},
-    {"width": 256, "layers": 4, "head_dim": 64, "seq_len": 256, "batch_size": 8},
+    CONFIGS["C"],
 )
 
 
@@ -147,10 +147,8 @@ def ratio(ours: Array, theirs: Array) -> Ratio:
 
 
 def peak_growth(program: str, shape: Shape, threads: int) -> float | None:
-    """MiB that three steps of a program need at most, on top of what its process has when all is imported.
-
-    In a process of its own. None where there is no /proc, that is elsewhere than on Linux.
-    """
+    """MiB that three steps of a program need at most, beyond what its own process has when all is imported; None where
+    there is no /proc, that is elsewhere than on Linux."""
     return run_all(_grow, [(program, shape, threads)], 1)[0]
 
 

@@ -110,19 +110,18 @@ def run(job: Job, device: str = "cpu") -> Record:
         ranges[str(step)] = {name: r._asdict() for name, r in linear_ranges(loss).items()}
 
     began = perf_counter()
-    result: dict[str, Any] = {}
-    diverged_at = None
     try:
         result = train(config, corpus, device=device, watch=watch, watch_every=job.ranges_every)[1]
-        seconds = result["seconds"]
         check_finite(config.steps, "loss", result["loss_final"] + result["loss_valid"], config)
+        diverged_at, steps = None, config.steps
     except Diverged as error:
-        result, diverged_at, seconds = {}, error.step, round(perf_counter() - began, 3)
-    steps = config.steps if diverged_at is None else diverged_at
+        diverged_at, steps = error.step, error.step or 0
+        result = {"loss_final": None, "loss_valid": None, "seconds": round(perf_counter() - began, 3)}
+    seconds = result["seconds"]
     record = {
         "id": run_id(job), "config": plain(config), "ranges_every": job.ranges_every, "version": __version__,
-        "loss": result.get("loss_final"), "loss_valid": result.get("loss_valid"),
-        "diverged": diverged_at is not None, "diverged_at": diverged_at, "seconds": seconds,
+        "loss": result["loss_final"], "loss_valid": result["loss_valid"],
+        "diverged": result["loss_final"] is None, "diverged_at": diverged_at, "seconds": seconds,
         "tokens_per_second": round(steps * config.batch_size * config.seq_len / max(seconds, 1e-3)), "device": device,
     } | ({"ranges": ranges} if job.ranges_every else {})  # fmt: skip
     return json.loads(checkpoint.to_json(record))

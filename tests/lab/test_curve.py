@@ -162,7 +162,7 @@ def test_the_shipped_corpus_has_its_entropies_beside(run_dir: Path, capsys: pyte
         (lambda run: (run / "config.json").unlink(), "there is no config.json"),
         (lambda run: (run / "metrics.jsonl").unlink(), "no step is logged yet"),
         (lambda run: (run / "metrics.jsonl").write_text(""), "no step is logged yet"),
-        (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl, line 1"),
+        (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "line 1 is damaged"),
     ],
 )
 def test_what_is_no_run_is_named(run_dir: Path, damage, message: str, refused: Refused) -> None:
