@@ -20,7 +20,7 @@ Axis = tuple[str, list[Any]]  # an option and its values
 Record = dict[str, Any]  # what is kept of a run: see `sweep.run`
 
 OPTIONS = {f.name: f.type for f in fields(TrainConfig)}
-FLOATS = (float, float | None)
+NUMBERS = (int, float, float | None)
 
 
 def parse_grid(text: str) -> Axis:
@@ -29,14 +29,6 @@ def parse_grid(text: str) -> Axis:
     VALUES are a list, `32,64,128`; a geometric range from:to:factor, `2^-2:2^3:2^0.5`; or an arithmetic one, `1:4:+1`.
     In a whole-numbered option's range all is rounded. In a list for fp8 what holds a `=` belongs to the value before.
     """
-    name, spec = _split(text)
-    try:
-        return name, _range(spec, OPTIONS[name] is int) if _is_range(name, spec) else _list(name, spec)
-    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"--grid {text}: {error}") from None
-
-
-def _split(text: str) -> tuple[str, str]:
     option, _, spec = (part.strip() for part in text.partition("="))
     name = option.removeprefix("--").replace("-", "_")
     name = ALIASES.get(name, name)
@@ -44,11 +36,11 @@ def _split(text: str) -> tuple[str, str]:
         raise ValueError(f"--grid {text}: {option!r} is no option of train; write OPTION=VALUES, as width=32,64,128")
     if not spec:
         raise ValueError(f"--grid {text}: names no values; write 32,64,128 or from:to:factor or from:to:+step")
-    return name, spec.replace("**", "^")
-
-
-def _is_range(name: str, spec: str) -> bool:
-    return ":" in spec and OPTIONS[name] in (int, *FLOATS)
+    read = _range if ":" in spec and OPTIONS[name] in NUMBERS else _list
+    try:
+        return name, read(name, spec.replace("**", "^"))
+    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"--grid {text}: {error}") from None
 
 
 def _list(name: str, spec: str) -> list[Any]:
@@ -63,7 +55,7 @@ def _list(name: str, spec: str) -> list[Any]:
     return [(word,) if name == "text" else kind(word) for word in words]
 
 
-def _range(spec: str, whole: bool) -> list[Any]:
+def _range(name: str, spec: str) -> list[Any]:
     words = spec.split(":")
     if len(words) != 3:
         raise ValueError("write a range as from:to:factor or from:to:+step")
@@ -82,7 +74,7 @@ def _range(spec: str, whole: bool) -> list[Any]:
         exact = power and start and first == base
         scale, exponent = (1.0, float(start)) if exact else (low, 0.0)
         values = [scale * float(base) ** (exponent + i * float(power or 1)) for i in count]
-    return list(dict.fromkeys(map(round, values))) if whole else values
+    return list(dict.fromkeys(map(round, values))) if OPTIONS[name] is int else values
 
 
 def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainConfig]:
@@ -110,11 +102,11 @@ def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
 
 
 def _draw(text: str, rng: np.random.Generator) -> tuple[str, Any]:
-    (name, values), (_, spec) = parse_grid(text), _split(text)
-    if not _is_range(name, spec):
+    name, values = parse_grid(text)
+    if ":" not in text or OPTIONS[name] not in NUMBERS:
         return name, values[rng.integers(len(values))]
     low, high = sorted((values[0], values[-1]))
-    geometric = not spec.rpartition(":")[2].startswith("+")
+    geometric = not text.rpartition(":")[2].startswith("+")
     value = exp(rng.uniform(log(low), log(high))) if geometric else rng.uniform(low, high)
     return name, round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
 
