@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import FileIO
 from itertools import count
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -134,6 +134,16 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(one_line(error)) from None
 
 
+def read_json(path: Path, kind: type) -> Any:
+    """The JSON in a file, a list or a dict. Raises ValueError, naming the file and the mend, for anything else."""
+    try:
+        if not isinstance(content := json.loads(read_bytes(path)), kind):
+            raise ValueError(f"it is no {kind.__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); restore it, or delete it") from None
+    return content
+
+
 def read_lines(path: Path, owner: str = "") -> list[dict[str, Any]]:
     """The records in a file that has one a line, none if there is no such file. Half a line at its end is left out, and
     said. Raises ValueError, naming the line, for one that is damaged."""
@@ -144,7 +154,7 @@ def read_lines(path: Path, owner: str = "") -> list[dict[str, Any]]:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(unsealed(line, owner))
+            records.append(unsealed(line, owner + path.name))
             if type(records[-1].get("step")) is not int:
                 raise ValueError("it is of no step")
         except ValueError as error:
@@ -161,14 +171,17 @@ def line(record: Mapping[str, Any], owner: str = "") -> bytes:
 
 def write_line(file: FileIO, record: Mapping[str, Any], owner: str = "") -> None:
     """Write the record as a line. Raises OSError where there is no room for all of it."""
-    content = line(record, owner)
-    if file.write(content) != len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
+    content = line(record, owner + Path(str(file.name)).name)  # a line of another file is not one of this
+    try:
+        if file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from None
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], owner: str = "") -> None:
     """Write a file of these records."""
-    content = b"".join(line(record, owner) for record in records)
+    content = b"".join(line(record, owner + path.name) for record in records)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -188,7 +201,8 @@ def read_bytes(path: Path, largest: int = LARGEST_RECORD) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file() or size > largest:
-            raise ValueError(f"{size:,} bytes are too many" if path.is_file() else "it is no regular file")
+            kind = "Is a directory" if path.is_dir() else "it is no regular file"
+            raise ValueError(f"{size:,} bytes are too many" if path.is_file() else kind)
         return path.read_bytes()
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
@@ -233,6 +247,8 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tup
     if not path.is_file():
         raise ValueError(f"{path}: there is no checkpoint here")
     damaged = f"{path}: not a checkpoint of microumup"
+    if shapes is not None and path.stat().st_size > 4 * sum(map(prod, shapes.values())) + LARGEST_RECORD:
+        raise ValueError(f"{damaged} of this config (it is too large); delete it to begin at step 0")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

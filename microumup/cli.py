@@ -90,11 +90,18 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write 1000") from None
 
 
+def few(text: str) -> int:
+    """A whole number of things that are all in memory at once, or all processes: no more than 10,000."""
+    if (number := whole(text)) > 10_000:
+        raise argparse.ArgumentTypeError(f"{number:,} are too many; at most 10,000")
+    return number
+
+
 # What several commands take: their words, in which {} is what a command says of its own, and the settings
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
-    "seeds": ("{} (default: %(default)s)", {"type": whole, "default": 3, "metavar": "N"}),
+    "seeds": ("{} (default: %(default)s)", {"type": few, "default": 3, "metavar": "N"}),
     "seed": ("{} (default: %(default)s)", {"type": whole, "default": 0, "metavar": "N"}),
-    "workers": ("processes{} (default: %(default)s)", {"type": whole, "default": os.cpu_count() or 1, "metavar": "N"}),
+    "workers": ("processes{} (default: %(default)s)", {"type": few, "default": os.cpu_count() or 1, "metavar": "N"}),
     "cluster": ("run as tasks of this dask scheduler instead", {"metavar": "tcp://HOST:PORT"}),
     "device": ("auto, cpu or gpu (default: %(default)s)", {"default": "auto", "metavar": "NAME"}),
     "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": Path, "metavar": "FILE"}),

@@ -22,10 +22,10 @@ LARGEST = {  # whole numbers, past which nothing can be meant
     "vocab_size": 2**24, "batch_size": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
 }  # fmt: skip
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
-SHARE = (0.0, 1.0)
+SHARES = ("warmup", "weight_decay")
 RANGES = {
-    "norm_eps": SHARE, "warmup": SHARE, "weight_decay": SHARE, "rope_base": (1.0, 1e9), "lr": (1e-45, 1e45),
-    "loss_scale": (1e-30, 1e30),
+    "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9),
+    "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "lr": (1e-45, 1e45), "loss_scale": (1e-30, 1e30),
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class ModelConfig:
             if isinstance(value, float):
                 low, high = RANGES.get(f.name, USUAL)
                 if not low <= value <= high:
-                    share = "no share; use" if (low, high) == SHARE else "not a positive finite number of"
+                    share = "no share; use" if f.name in SHARES else "not a positive finite number of"
                     raise ValueError(f"{option_name(f.name)}: {value} is {share} {low:g} to {high:g}")
         if self.head_dim % 2:
             raise ValueError(f"--head-dim: {self.head_dim} is odd; RoPE turns pairs of elements, use an even number")

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,19 +132,22 @@ def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array,
                 tokenizer.save(made)
                 np.save(made / "train.npy", tokenizer.encode_pieces(_pieces(train)))
                 np.save(made / "valid.npy", tokenizer.encode_pieces(_pieces(valid)))
-                checkpoint.write_json(made / "sums.json", checkpoint.sealed(_sums(made)))
+                sums = {path.name: (path.stat().st_size, _sha256(path)) for path in made.iterdir()}
+                checkpoint.write_json(made / "sums.json", checkpoint.sealed(sums))
                 if not folder.exists():  # another process may have been faster; what it made is the same
                     made.replace(folder)
         except OSError as error:
             raise ValueError(
-                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror}); set it to another"
+                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror or error}); set it to another"
             ) from error
     try:
-        if checkpoint.read_record(folder / "sums.json") != _sums(folder):
-            raise ValueError("a checksum is another")
+        for name, (size, sha256) in checkpoint.read_record(folder / "sums.json").items():
+            found = (folder / name).stat()  # whose size is known before anything is read
+            if not S_ISREG(found.st_mode) or found.st_size != size or _sha256(folder / name) != sha256:
+                raise ValueError(f"{name} is another")
         splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
         return splits[0], splits[1], load_bpe(folder / "tokenizer.json")
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(
             f"{folder} is damaged ({checkpoint.one_line(error)}); delete it, it is made again from the text"
         ) from None
@@ -157,12 +161,9 @@ def cache_folder() -> Path:
         raise ValueError("MICROUMUP_CACHE: there is no home directory to keep tokens in; set it to a folder") from None
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for name in ("tokenizer.json", "train.npy", "valid.npy"):
-        with (folder / name).open("rb") as file:
-            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _WORD_BEGIN = re.compile(rb"[ \n](?=[!-~])")

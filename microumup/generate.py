@@ -1,6 +1,8 @@
 """Text from a trained model: `python -m microumup generate RUN_DIR --prompt "The people "`."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from math import inf
 from pathlib import Path
 
@@ -9,9 +11,9 @@ import numpy as np
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
 from microumup.checkpoint import to_json
-from microumup.config import check_least
+from microumup.config import ModelConfig, check_least
 from microumup.data import Tokenizer
-from microumup.diverged import check_finite
+from microumup.diverged import Diverged, check_finite
 from microumup.model import Cache, trunk
 from microumup.plan import Plan, plan
 from microumup.run_dir import load_model, load_tokenizer
@@ -65,7 +67,8 @@ def load_run(run_dir: Path, device: str = "cpu") -> tuple[Plan, dict[str, Array]
     for name, w in arrays.items():
         check_finite(step, f"largest element of {name}", float(abs(w).max()), config)
     params = {name: to_device(w, device) for name, w in arrays.items()}
-    return plan(config, batch_tokens=1), params, load_tokenizer(run_dir)  # nothing is differentiated
+    model = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
+    return plan(model, batch_tokens=1), params, load_tokenizer(run_dir)  # nothing is differentiated
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,13 +91,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     cli.shared(parser, "device", seed="of the draws", json="prompt, text, tokens, seed; and print nothing else")
     args = parser.parse_args(argv)
+    settings = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
     with cli.bad_input(parser):
         check_least(args, tokens=1, temperature=0, top_k=0, seed=0)
-        numbers, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
-        prompt = tokenizer.encode(args.prompt)
-        tokens = generate(
-            params, numbers, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
-        )
+        try:
+            numbers, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
+            tokens = generate(params, numbers, tokenizer.encode(args.prompt), args.tokens, **settings)
+        except Diverged as error:
+            print(f"microumup generate: {args.run_dir} {error}", file=sys.stderr)
+            return 1
     text = tokenizer.decode(tokens)
     if args.json:
         print(to_json({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))

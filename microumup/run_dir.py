@@ -122,24 +122,29 @@ class RunDir:
             raise ValueError(f"{self.metrics} has {found}; restore it, or delete the checkpoint to begin at step 0")
         self.losses = [line["loss"] for line in metrics[: self.step]]
         self._logged = {self.metrics: metrics[: self.step]}
-        if self.scales.exists():
-            self._logged[self.scales] = [
-                r for r in checkpoint.read_lines(self.scales, self.id) if r["step"] < self.step
-            ]
+        if every := self.command.log_scales:
+            scales = [record for record in checkpoint.read_lines(self.scales, self.id) if record["step"] < self.step]
+            looks = {step for step in range(self.step) if step % every == 0 or step == self.config.steps - 1}
+            if looks - {record["step"] for record in scales}:
+                raise ValueError(f"{self.scales} lacks lines; restore it, or delete the checkpoint to begin at step 0")
+            self._logged[self.scales] = scales
 
     def __enter__(self) -> "RunDir":
         """Begin to write: away with what was logged behind the checkpoint, and with what a kill has left.
 
         Ctrl-C and SIGTERM are from now on a wish to stop after a checkpoint; a second one stops at once.
         """
-        for left in self.path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
-        for path, records in self._logged.items():
-            checkpoint.write_lines(path, records, self.id)
-        self._logged = {}
-        self._log = self.metrics.open("ab", buffering=0)
-        self.corpus.tokenizer.save(self.path)
         self.stop.__enter__()
+        try:
+            for left in self.path.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
+            for path, records in self._logged.items():
+                checkpoint.write_lines(path, records, self.id)
+            self._log = self.metrics.open("ab", buffering=0)
+            self.corpus.tokenizer.save(self.path)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -265,7 +270,8 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays
     step, seconds = info.get("step"), info.get("seconds")
     if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
         raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
-    other = any(getattr(config, name, value) != value for name, value in without_retired(info.get("model", {})).items())
+    model = {**RETIRED, **asdict(config)}
+    other = any(model.get(name) != value for name, value in info.get("model", {}).items())
     if other or info.get("config", id) != id:
         raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
     return arrays, info

@@ -59,20 +59,20 @@ def main(argv: list[str] | None = None) -> int:
     with cli.bad_input(parser):
         device = choose_device(args.device)
         run = _resumed(args, say) if args.resume else _new(args, device, say)
-    with run:
-        try:
+    try:
+        with run:
             return _train(run, device, args, say)
-        except Diverged as error:
-            print(f"microumup train: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print(f"microumup train: interrupted; continue with --resume {run.path}", file=sys.stderr)
-            return 128 + (run.stop.signal or signal.SIGINT)
-        except OSError as error:
-            if error.filename is None:  # not the run's: standard output is gone
-                raise
-            print(f"microumup train: {error}; mend it and continue with --resume {run.path}", file=sys.stderr)
-            return 1
+    except Diverged as error:
+        print(f"microumup train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"microumup train: interrupted; continue with --resume {run.path}", file=sys.stderr)
+        return 128 + (run.stop.signal or signal.SIGINT)
+    except OSError as error:
+        if error.filename is None:  # not the run's: standard output is gone
+            raise
+        print(f"microumup train: {error}; mend it and continue with --resume {run.path}", file=sys.stderr)
+        return 1
 
 
 def _new(args: argparse.Namespace, device: str, say: Callable[..., None]) -> RunDir:

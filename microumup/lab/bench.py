@@ -11,7 +11,6 @@ to the faster.
     D   width 256, sequences of 256, 4 in a batch, 32,000 tokens
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ import numpy as np
 
 from microumup import cli, fused
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
             steps = (f"{ms:.1f} ms" for ms in found["widths"].values())
             say("\n" + text_table([["width", *found["widths"]], ["step", *steps]], "<" + ">" * len(WIDTHS)))
     if args.json:
-        print(json.dumps(found))
+        print(to_json(found))
     return 0
 
 

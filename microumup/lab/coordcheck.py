@@ -33,7 +33,6 @@ no weight decay, and η is 1/16 of the scheme's typical one: small steps go as t
 leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,6 +44,7 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
@@ -400,7 +400,7 @@ def main(argv: list[str] | None = None) -> int:
             | {"rms": [x if isfinite(x) else None for x in row.rms]}
             for row in report.rows
         ]
-        print(json.dumps({"passed": report.passed} | report._asdict() | {"rows": finite, "reading": reading(report)}))
+        print(to_json({"passed": report.passed} | report._asdict() | {"rows": finite, "reading": reading(report)}))
     return 0 if report.passed else 1
 
 

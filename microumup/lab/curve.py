@@ -33,6 +33,8 @@ class Curve(NamedTuple):
 def read_run(run_dir: Path) -> tuple[Config, Array]:
     """The config of a run and its losses, a number a step. Raises ValueError when there is none."""
     config, records = load_config(run_dir), read_metrics(run_dir)
+    if not (run_dir / "metrics.jsonl").exists():
+        raise ValueError(f"{run_dir} holds no run: there is no metrics.jsonl")
     if not records:
         raise ValueError(f"{run_dir}: no step is logged yet")
     return asdict(config), np.array([record["loss"] for record in records])

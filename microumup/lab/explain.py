@@ -5,12 +5,11 @@ A step of Adam moves w by about η C, so W by A η C. In `sp` A is 1, and the le
 A η C: the column SP_lr. (The branches' a and b and the ops' factors lie outside of W, and have lines of their own.)
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from microumup import cli
+from microumup import checkpoint, cli
 from microumup.config import PRESETS, TrainConfig
 from microumup.fp8 import Format
 from microumup.multipliers import attention_sigma, gated_silu_sigma
@@ -227,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         rows = {name: [row._asdict() for row in getattr(ledger, name)] for name in ("parameters", "branches")}
         rest = {"ops": ledger.ops._asdict(), "totals": ledger.totals._asdict(), "plan": to_json(ledger.plan)}
-        print(json.dumps(rows | rest))
+        print(checkpoint.to_json(rows | rest))
     return 0
 
 

@@ -4,13 +4,13 @@ Each scheme is trained in float32 and with every linear's x, w and dy cast to FP
 differ is in the last column: at initialization µP's gradients dy are so small that E4M3 turns them into zeros.
 """
 
-import json
 import os
 import sys
 from math import isfinite
 from pathlib import Path
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures.figure import data_of
 from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command `fp8-gap`."""
     ends = f"Ends with 0 when u-µP's gap is at most {ALLOWED} nats and µP's at least {RUINED:g} for every seed, else 1."
     parser = cli.Parser("fp8-gap", f"{__doc__}\n{ends}")
-    parser.add_argument("--seeds", type=cli.whole, default=3, metavar="N", help="seeds 0 … N - 1 (default: 3)")
+    parser.add_argument("--seeds", type=cli.few, default=3, metavar="N", help="seeds 0 … N - 1 (default: 3)")
     cores = os.cpu_count() or 1
     parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
     parser.add_argument("--quiet", action="store_true", help="print no table")
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
         each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
         listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
-        print(json.dumps({"passed": passed, "gaps": finite, "flushed": flushed, "runs": listed}))
+        print(to_json({"passed": passed, "gaps": finite, "flushed": flushed, "runs": listed}))
     return 0 if passed else 1
 
 

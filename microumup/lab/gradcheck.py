@@ -15,7 +15,6 @@ mends: the cosine to the true gradient falls below 1.
 For an implementation of your own there are `check_pair`, `check_factors` and `check_model`.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from microumup import fused, ops
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.cli import Parser, bad_input, say, shared
 from microumup.config import ModelConfig
 from microumup.engine import Backward, Forward, Op, Tensor, backpropagate, primitive
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         finite = [[v if not isinstance(v, float) or isfinite(v) else None for v in r] for r in results]
         checks = [dict(zip(Result._fields, values, strict=True)) for values in finite]
-        print(json.dumps({"passed": not failed, "checks": checks}))
+        print(to_json({"passed": not failed, "checks": checks}))
     return 1 if failed else 0
 
 

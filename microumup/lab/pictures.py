@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from microumup import checkpoint
+from microumup.backend import install_hint
 
 # Okabe and Ito's set
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -26,7 +27,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         figure = import_module("matplotlib.figure").Figure
     except ImportError:
-        raise ValueError("--plot: needs matplotlib, pip install 'microumup[plot]'; the table shows the same") from None
+        raise ValueError(f"--plot: needs matplotlib, {install_hint('plot')}; the table shows the same") from None
     return figure(figsize=(width, height), layout="constrained")
 
 

@@ -7,7 +7,6 @@ The command prints the latter: of a model at initialization, or of a run at the 
 """
 
 import argparse
-import json
 from collections import Counter
 from math import inf, log2
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
         steps = {step: {name: r._asdict() for name, r in ranges.items()} for step, ranges in shown.items()}
-        print(json.dumps({"formats": formats, "steps": steps} | ({"expected_rms": expected} if expected else {})))
+        print(to_json({"formats": formats, "steps": steps} | ({"expected_rms": expected} if expected else {})))
     return 0
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import product
-from math import exp, inf, log
+from math import exp, inf, log, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ Record = dict[str, Any]  # what is kept of a run: see `sweep.run`
 
 OPTIONS = {f.name: f.type for f in fields(TrainConfig)}
 NUMBERS = (int, float, float | None)
+MOST = 1_000_000  # runs of a sweep, each of which is a config in memory
 
 
 def parse_grid(text: str) -> Axis:
@@ -83,6 +84,8 @@ def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainCo
     Raises ValueError for a combination that TrainConfig refuses.
     """
     names, lists = [name for name, _ in axes], [values for _, values in axes]
+    if (runs := prod(map(len, lists)) * seeds) > MOST:
+        raise ValueError(f"--grid: {runs:,} runs are more than {MOST:,}; name fewer values, or take --random")
     points = [dict(zip(names, values, strict=True)) for values in product(*lists)]
     return [config for point in points for config in with_seeds(base | point, seeds)]
 
@@ -97,6 +100,8 @@ def with_seeds(options: dict[str, Any], seeds: int) -> list[TrainConfig]:
 def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
     """Random points, always the same and the first of a longer draw: log-uniform where the axis is a geometric range,
     uniform where it is an arithmetic one or a list."""
+    if count > MOST:
+        raise ValueError(f"--random: {count:,} points are more than {MOST:,}; take fewer")
     rng = np.random.default_rng(0)
     return [dict(_draw(text, rng) for text in grids) for _ in range(count)]
 

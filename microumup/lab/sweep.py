@@ -170,7 +170,7 @@ def sweep(
 
         def keep(id: str, record: Record) -> None:
             checkpoint.write_json(results / f"{id}.json", checkpoint.sealed(record))
-            with table.open("a") as file:
+            with table.open("a", encoding="utf-8") as file:
                 file.write(to_line(row(record, columns)))
             records[id] = record
             meter.update(costs[id])

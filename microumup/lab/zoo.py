@@ -11,7 +11,6 @@ Four checks look at a model with a mistake planted in it, each from another side
 Transfer takes minutes and is run when asked for. The table is held against what is known of every mistake.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, TrainConfig, check_least
 from microumup.lab import gradcheck
 from microumup.lab.coordcheck import coordcheck
@@ -199,5 +199,5 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := unexpected(findings):
         print(f"microumup zoo: not as expected: {'; '.join(wrong)}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"passed": not wrong, "found": findings}))
+        print(to_json({"passed": not wrong, "found": findings}))
     return 1 if wrong else 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microumup import __version__
+from microumup import __version__, checkpoint
 from microumup.config import PRESETS, TrainConfig
 from microumup.lab import sweep as module
 from microumup.lab.sweep import (
@@ -97,19 +97,21 @@ def test_a_run_that_diverges_is_a_result(text: str, tmp_path: Path) -> None:
     [record] = sweep([job], tmp_path, workers=0)
     assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
     assert record["diverged_at"] >= 1
-    kept = strict_json(tmp_path / "results" / f"{run_id(job)}.json")
-    assert kept == record | {"crc32": kept["crc32"]}
+    assert strict_json(tmp_path / "results" / f"{run_id(job)}.json") == checkpoint.sealed(record)
     [row] = read_table(tmp_path / "table.csv")
     assert (row["loss"], row["diverged"]) == (None, True)
 
 
-def test_a_loss_that_is_not_finite_at_the_end_is_a_divergence(monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> None:
-    monkeypatch.setattr(
-        module, "train", lambda *a, **k: (None, {"loss_final": 9.0, "loss_valid": float("nan"), "seconds": 0})
-    )
+@pytest.mark.parametrize("losses", [(9.0, float("nan")), (float("inf"), 9.0)])
+def test_a_run_whose_end_is_no_number_diverged(
+    losses: tuple[float, float], monkeypatch: pytest.MonkeyPatch, jobs: list[Job]
+) -> None:
+    """It counted as one that ended, where only the last update or the validation broke."""
+    result = dict(zip(("loss_final", "loss_valid"), losses, strict=True)) | {"seconds": 0}
+    monkeypatch.setattr(module, "train", lambda *a, **k: (None, result))
     record = run(jobs[0])
     assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
-    assert record["diverged_at"] == 3
+    assert record["diverged_at"] == jobs[0].config.steps
 
 
 def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,20 +124,71 @@ def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkey
     assert run_id(Job(replace(config, threads=2))) == run_id(jobs[1])  # a sweep always takes one
     others = [Job(replace(config, seed=1)), Job(replace(config, warmup=0.5)), Job(config, 1), jobs[0]]
     assert len({run_id(job) for job in [jobs[1], *others]}) == 5
-    code = "from test_sweep import *; print(run_id(Job(TrainConfig(**TINY, lr=0.7, text=tuple(sys.argv[1:])))))"
-    argv = [sys.executable, "-c", code, *config.text, *config.text]
+    text = config.text[0]
+    code = f"from test_sweep import *; print(run_id(Job(TrainConfig(**TINY, lr=0.7, text=({text!r}, {text!r})))))"
     other_process = subprocess.run(
-        argv, capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
         env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=config.text * 2)))
+    assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=(text, text))))
 
 
-def test_a_run_made_before_an_option_was_retired_keeps_its_id(jobs: list[Job]) -> None:
-    text = [source.sha256 for source in module.sources(jobs[0].config.text)]
-    content = {"config": plain(jobs[0].config) | {"tied_embeddings": False, "text": text}, "ranges_every": 0}
+def test_a_run_made_before_an_option_was_retired_keeps_its_id() -> None:
+    job = Job(TrainConfig(**TINY))
+    content = {"config": plain(job.config) | {"tied_embeddings": False}, "ranges_every": 0}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    assert run_id(jobs[0]) == sha256(canonical.encode()).hexdigest()[:12]
+    assert run_id(job) == sha256(canonical.encode()).hexdigest()[:12]
+
+
+def test_an_id_depends_on_what_is_in_a_text_not_on_where_it_lies(tmp_path: Path) -> None:
+    """A changed text got the results of the text before it."""
+
+    def id(path: Path) -> str:
+        return run_id(Job(TrainConfig(**TINY, text=(str(path),))))
+
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("the people " * 100)
+    second.write_text("the people " * 100)
+    assert id(first) == id(second)
+    second.write_text("the peoplf " * 100)
+    os.utime(second, ns=(1, 1))  # whatever the clock says
+    assert id(first) != id(second)
+    with pytest.raises(ValueError, match=r"--text .*c.txt: cannot be read"):
+        id(tmp_path / "c.txt")
+
+
+def test_a_text_that_changes_while_a_sweep_is_on_is_found(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the people " * 100)
+    job = Job(replace(jobs[0].config, text=(str(text),)))
+
+    def changed(job: Job, device: str) -> Record:
+        text.write_text("the peoplf " * 100)
+        return run(job, device)
+
+    monkeypatch.setattr(module, "run", changed)
+    with pytest.raises(Crashed, match="--text: changed while the sweep was on"):
+        sweep([job], tmp_path / "out", workers=0, retries=0)
+    assert load_results(tmp_path / "out") == {}
+
+
+def test_a_second_sweep_in_a_directory_is_refused(jobs: list[Job], tmp_path: Path) -> None:
+    """Two of them doubled rows."""
+    held = checkpoint.lock(tmp_path)
+    with pytest.raises(ValueError, match="another process is writing here; wait for it, or name another"):
+        sweep(jobs, tmp_path, workers=0)
+    held.release()
+    sweep(jobs, tmp_path, workers=0)
+    assert len(read_table(tmp_path / "table.csv")) == 3
+
+
+def test_sizes_nobody_has_memory_for_are_refused_before_anything_is_written(jobs: list[Job], tmp_path: Path) -> None:
+    huge = Job(replace(jobs[0].config, width=2**20, head_dim=2**18, layers=100))
+    with pytest.raises(ValueError, match=r"^--width: 1,048,576 needs .* GB of memory or more"):
+        sweep([*jobs, huge], tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,22 +297,6 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(
     assert set(load_results(tmp_path)) == {run_id(jobs[0]), run_id(jobs[2])}
     monkeypatch.undo()
     assert len(sweep(jobs, tmp_path, workers=0)) == 3
-
-
-def test_a_text_that_changes_while_its_run_is_on_is_an_error_and_nothing_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "text.txt").write_text("the people of the united states. " * 100)
-    job = Job(TrainConfig(**TINY, text=(str(tmp_path / "text.txt"),)))
-
-    def train_and_write(*args: Any, **options: Any) -> Any:
-        (tmp_path / "text.txt").write_text("the states of the united people! " * 200)
-        return train(*args, **options)
-
-    monkeypatch.setattr(module, "train", train_and_write)
-    with pytest.raises(Crashed, match="--text: changed while the sweep was on"):
-        sweep([job], tmp_path / "out", workers=0, retries=0)
-    assert load_results(tmp_path / "out") == {}
 
 
 def test_only_whole_results_count(jobs: list[Job], tmp_path: Path, made: list[float]) -> None:

@@ -6,7 +6,6 @@ the tables, without a single run; where you have made none, from those of the cl
 Ends with 0 when everything ran, whatever the verdicts; with 1 when runs failed.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from microumup import cli
 from microumup.backend import choose_device
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures import coupling, fp8, horizons, page, residual, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.names == ["list"]:
             say(text_table([[figure.name, figure.shows] for figure in FIGURES.values()], "<<"))
             if args.json:
-                print(json.dumps({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
+                print(to_json({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
             return 0
         figures = named(args.names)
         if args.quick and args.scale != "laptop":
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     say(f"in {out}: " + ", ".join(file for result in results for file in result["files"]))
     if args.json:
         shown = ("name", "verdict", "claims", "files")
-        print(json.dumps({"figures": [{key: result[key] for key in shown} for result in results]}))
+        print(to_json({"figures": [{key: result[key] for key in shown} for result in results]}))
     return 1 if errors or incomplete else 0
 
 
@@ -177,7 +177,7 @@ def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, say: Calla
     else:
         say("a run that several figures need counts for the first; CPU time by timing steps here and now")
     if as_line:
-        print(json.dumps({"scale": setting.name, "figures": table, "total": total}))
+        print(to_json({"scale": setting.name, "figures": table, "total": total}))
     return 0
 
 
