@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def bar(things: Iterable[Job] | None = None, *, progress: bool, **look: Any) -> Any:
-    """A bar of tqdm over `things`: on a terminal alone and until they are done, or nowhere without `progress`."""
+    """Bar of tqdm over `things`: on a terminal alone and until they are done, or nowhere without `progress`."""
     return tqdm(things, leave=False, disable=None if progress else True, **look)
 
 
