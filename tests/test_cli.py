@@ -48,7 +48,11 @@ def test_the_help_of_train_has_the_usual_options_and_names_the_rest(capsys: pyte
     assert re.match(r"\d+ more, explained by --help-all: --", last)
     named = last.partition(":")[2].replace(",", "").split()
     assert int(last.split()[0]) == len(named)
-    all_options = {option_name(field.name) for field in fields(TrainConfig)} | {"--save-every", "--log-scales"}
+    all_options = {option_name(field.name) for field in fields(TrainConfig)} | {
+        "--save-every",
+        "--save-minutes",
+        "--log-scales",
+    }
     assert set(named) == all_options - set(USUAL)
 
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup import checkpoint, cli, ops
+from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
@@ -23,11 +24,10 @@ from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
 from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
-from microumup.lab.tables import json_line
 from microumup.model import Params, forward, init_params
-from microumup.plan import Plan, plan, weights
+from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
-from microumup.run_dir import load_config
+from microumup.run_dir import load_config, load_model
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
     "residual_split": ("attn_split", "ffn_split"), "rms_norm": ("attn_norm", "ffn_norm"), "rope": ("q_rope", "k_rope"),
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"\ndrawn to {args.plot}")
     if args.json:
         formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
-        print(json_line({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
+        print(to_json({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
     return 0
 
 
@@ -159,9 +159,8 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     title = f"{config.scheme}, width {config.width}, {run_dir}"
     if logged := read_scales(run_dir):
         return title, logged, {}
-    arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    params = {name: arrays[f"params/{name}"] for name in weights(config)}
-    text, T, step = [Path(path) for path in config.text], config.seq_len, info["step"]
+    config, params, step = load_model(run_dir)
+    text, T = [Path(path) for path in config.text], config.seq_len
     corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
     # the batch that it would train on next
     tokens, targets = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)

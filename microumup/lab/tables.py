@@ -8,14 +8,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import is_dataclass
 from itertools import zip_longest
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from microumup import checkpoint
-from microumup.fp8 import Format
 
 
 def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  ") -> str:
@@ -33,26 +30,10 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
     )
 
 
-def json_line(content: Any) -> str:
-    """`content` as a line of JSON: objects for whatever has names, a format as its name, null for NaN and infinity."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, Format):
-            return x.name
-        x = vars(x) if is_dataclass(x) else x._asdict() if hasattr(x, "_asdict") else x
-        if isinstance(x, dict):
-            return {key: plain(value) for key, value in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [plain(item) for item in x]
-        return None if isinstance(x, float) and not isfinite(x) else x
-
-    return json.dumps(plain(content))
-
-
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write the rows, each with a value for every column, whole or not at all."""
     lines = map(to_line, [columns, *rows])
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes("".join(lines).encode()))
 
 
 def to_line(row: Sequence[Any]) -> str:
@@ -63,11 +44,15 @@ def to_line(row: Sequence[Any]) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows by column. Raises ValueError where a row has not as many cells as the table has columns."""
-    with path.open(newline="") as file:
-        columns, *rows = list(csv.reader(file)) or [[]]
-    if any(len(row) != len(columns) for row in rows):
-        raise ValueError(f"{path} is not a table, its rows have not all {len(columns)} cells")
+    """The rows by column. Raises ValueError, naming the file, where a row has not as many cells as the table has
+    columns, and for a file that is no text, or too large for a table."""
+    try:
+        text = checkpoint.read_bytes(path).decode()
+        columns, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"its rows have not all {len(columns)} cells")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a table ({checkpoint.one_line(error)}); restore it, or delete it") from None
     return [dict(zip(columns, map(_value, row), strict=True)) for row in rows]
 
 
@@ -82,5 +67,5 @@ def _value(cell: str) -> Any:
         return None
     try:
         return json.loads(cell)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets of thousands of levels
         return cell

@@ -43,12 +43,12 @@ DIFFERENCES = """## What differs from the paper
 def write(page: Path, out: Path, figures: Sequence[Figure]) -> None:
     """Write `page` from the JSONs of those figures that are in `out`."""
     paths = {figure.name: out / f"{figure.name}.json" for figure in figures}
-    results = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+    results = [checkpoint.read_json(path, dict) for path in paths.values() if path.exists()]
     prose, links = {figure.name: figure.prose for figure in figures}, relpath(out, page.parent)
     sections = [section(result, prose[result["name"]], links) for result in results]
     parts = [INTRODUCTION, made(results), counts(results), overview(results), *sections, shortfalls(results)]
     content = "\n".join([*parts, DIFFERENCES])
-    checkpoint.write_atomically(page, lambda temporary: temporary.write_text(content))
+    checkpoint.write_atomically(page, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def made(results: Sequence[Row]) -> str:
