@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from importlib import import_module
 from io import FileIO
 from itertools import count
@@ -25,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from microumup.backend import Array, to_host
+from microumup.fp8 import Format
 
 try:
     import fcntl
@@ -105,13 +107,16 @@ class Lock:
 
 
 def to_json(content: object, indent: int | None = None) -> str:
-    """`content` as JSON: numbers of numpy as plain ones, null for what is not finite."""
+    """`content` as JSON: numbers of numpy as plain ones, null for what is not finite, objects for tuples and classes
+    whose parts have names, a format as its name."""
     return json.dumps(_plain(content), indent=indent, allow_nan=False)
 
 
 def _plain(x: Any) -> Any:
-    if isinstance(x, np.generic):
-        x = x.item()
+    if isinstance(x, Format):
+        return x.name
+    x = x.item() if isinstance(x, np.generic) else vars(x) if is_dataclass(x) else x
+    x = x._asdict() if hasattr(x, "_asdict") else x
     if isinstance(x, dict):
         return {str(key): _plain(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):

@@ -63,7 +63,7 @@ def test_the_command_writes_a_run_and_prints_json_last(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("shipped")
-def test_quiet_prints_the_json_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_the_to_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*OPTIONS, "--json", "--quiet", "--out", str(tmp_path / "run")]) == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 1

@@ -35,11 +35,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.cli import Parser, bad_input, say, shared, whole
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
-from microumup.lab.tables import json_line
 from microumup.model import init_params, loss
 from microumup.optim import AdamW, Factors
 from microumup.parametrization import SCHEMES
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     if failed := [f"{f['source']} -> {f['target']}" for f in found if not f["passed"]]:
         print(f"microumup chain: not what the row says: {', '.join(failed)}", file=sys.stderr)
     if args.json:
-        print(json_line({"passed": not failed, "steps": found}))
+        print(to_json({"passed": not failed, "steps": found}))
     return 1 if failed else 0
 
 

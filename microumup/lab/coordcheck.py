@@ -44,13 +44,13 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
 from microumup.lab.scales import Op, loss_with_logits, named_ops
 from microumup.lab.statistics import mean_interval
-from microumup.lab.tables import json_line
 from microumup.lab.workers import run_all
 from microumup.model import init_params
 from microumup.optim import AdamW
@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
             plot(args.plot, report)
         say(f"drawn to {args.plot}")
     if args.json:
-        print(json_line({"passed": report.passed} | report._asdict() | {"reading": reading(report)}))
+        print(to_json({"passed": report.passed} | report._asdict() | {"reading": reading(report)}))
     return 0 if report.passed else 1
 
 

@@ -11,6 +11,7 @@ from microumup.backend import Array
 from microumup.checkpoint import to_json
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
+from microumup.lab.tables import text_table
 from microumup.run_config import load_config
 from microumup.run_dir import read_metrics
 
@@ -87,13 +88,12 @@ def columns(curves: list[Curve]) -> list[int]:
 
 def table(curves: list[Curve]) -> str:
     """A line per curve, under the steps of its columns."""
-    steps, title = columns(curves), "loss, mean over 2 % of a run;  step"
-    rows = [[title, *map(str, steps)]]
+    steps = columns(curves)
+    rows = [["loss, mean over 2 % of a run;  step", *map(str, steps)]]
     for curve in curves:
-        losses = [curve.at(step) for step in steps]
+        losses = map(curve.at, steps)
         rows.append([curve.label, *("-" if loss is None else f"{loss:.3f}" for loss in losses)])
-    wide, narrow = max(len(row[0]) for row in rows), max(7, len(str(steps[-1])) + 2)
-    return "\n".join(f"{label:{wide}}" + "".join(f"{cell:>{narrow}}" for cell in cells) for label, *cells in rows)
+    return text_table(rows, "<" + ">" * len(steps))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,7 +153,3 @@ def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) 
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     pic.save(figure, path)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -10,8 +10,9 @@ from math import prod
 from typing import Any, NamedTuple
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, TrainConfig
-from microumup.lab.tables import json_line, text_table
+from microumup.lab.tables import text_table
 from microumup.multipliers import attention_sigma, gated_silu_sigma
 from microumup.optim import DECAYS
 from microumup.plan import Plan, gradient_constants, plan
@@ -209,5 +210,5 @@ def main(argv: list[str] | None = None) -> int:
     ledger = explain(config)
     cli.say(args.quiet)(report(config, ledger).rstrip())
     if args.json:
-        print(json_line(ledger))
+        print(to_json(ledger))
     return 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures.figure import data_of
 from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
@@ -15,7 +16,7 @@ from microumup.lab.figures.rows import Row, loss_of
 from microumup.lab.figures.settings import LAPTOP
 from microumup.lab.figures.store import collect, wanted
 from microumup.lab.sweep import load_results
-from microumup.lab.tables import json_line, text_table
+from microumup.lab.tables import text_table
 
 ALLOWED, RUINED = UMUP_TRAINS_LONG.high, MUP_FAILS.low
 STORE = Path("runs") / "figures"  # that of the command figures: what one has run the other need not
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
         each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
         listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
-        print(json_line({"passed": passed, "gaps": gaps, "flushed": flushed, "runs": listed}))
+        print(to_json({"passed": passed, "gaps": gaps, "flushed": flushed, "runs": listed}))
     return 0 if passed else 1
 
 

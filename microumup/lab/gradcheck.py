@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from microumup import fused, ops
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.cli import Parser, bad_input, say, shared
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
-from microumup.lab.tables import json_line
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
     if args.json:
-        print(json_line({"passed": not failed, "checks": results}))
+        print(to_json({"passed": not failed, "checks": results}))
     return 1 if failed else 0
 
 

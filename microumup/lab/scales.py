@@ -16,6 +16,7 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
@@ -23,7 +24,6 @@ from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
 from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
-from microumup.lab.tables import json_line
 from microumup.model import Params, forward, init_params
 from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"\ndrawn to {args.plot}")
     if args.json:
         formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
-        print(json_line({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
+        print(to_json({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
     return 0
 
 
@@ -160,12 +160,12 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     title = f"{config.scheme}, width {config.width}, {run_dir}"
     if logged := read_scales(run_dir):
         return title, logged, {}
-    config, arrays, step = load_model(run_dir)
+    config, params, step = load_model(run_dir)
     text, T = [Path(path) for path in config.text], config.seq_len
     corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
     # the batch that it would train on next
     tokens, targets = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
-    out = kept_loss(arrays, tokens, targets, config, choose_device(args.device))
+    out = kept_loss(params, tokens, targets, config, choose_device(args.device))
     return title, {step: linear_ranges(out, casts_or_fp8(config))}, {}
 
 

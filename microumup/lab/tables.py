@@ -8,14 +8,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import is_dataclass
 from itertools import zip_longest
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from microumup import checkpoint
-from microumup.fp8 import Format
 
 
 def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  ") -> str:
@@ -31,22 +28,6 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
         gap.join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=False)).rstrip()
         for row in rows
     )
-
-
-def json_line(content: Any) -> str:
-    """`content` as a line of JSON: objects for whatever has names, a format as its name, null for NaN and infinity."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, Format):
-            return x.name
-        x = vars(x) if is_dataclass(x) else x._asdict() if hasattr(x, "_asdict") else x
-        if isinstance(x, dict):
-            return {key: plain(value) for key, value in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [plain(item) for item in x]
-        return None if isinstance(x, float) and not isfinite(x) else x
-
-    return checkpoint.to_json(plain(content))
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -9,12 +9,12 @@ import pytest
 from conftest import Refused
 from test_plan import odd
 
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LinearFormats
 from microumup.lab.explain import Branch, Ledger, Parameter, explain, hints, main, report
 from microumup.lab.scales import fresh_loss, measured_rms
-from microumup.lab.tables import json_line
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import SGD, AdamW
@@ -318,7 +318,7 @@ def test_a_hint_is_not_given_where_they_do_not(options: dict) -> None:
 
 
 def from_json(found: dict[str, Any], config_type: type[ModelConfig] = ModelConfig) -> Plan:
-    """The Plan that was given to `json_line`. It goes by the types' own fields: what is missing or too much raises."""
+    """The Plan that was given to `to_json`. It goes by the types' own fields: what is missing or too much raises."""
 
     def formats(names: dict[str, str | None]) -> LinearFormats:
         return LinearFormats(**{tensor: name and FORMATS[name] for tensor, name in names.items()})
@@ -340,8 +340,8 @@ def from_json(found: dict[str, Any], config_type: type[ModelConfig] = ModelConfi
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_json_keeps_all_of_a_plan(scheme: str, fp8: str) -> None:
     numbers = plan(odd(scheme, fp8=fp8), batch_tokens=37)
-    found = from_json(json.loads(json_line(numbers)))
-    assert found == numbers == plan(odd(scheme, fp8=fp8), batch_tokens=37)  # and json_line has changed nothing
+    found = from_json(json.loads(to_json(numbers)))
+    assert found == numbers == plan(odd(scheme, fp8=fp8), batch_tokens=37)  # and to_json has changed nothing
     assert list(found.weights) == list(numbers.weights)  # dicts are equal in any order; a file keeps this one
 
 

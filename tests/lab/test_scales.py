@@ -13,7 +13,7 @@ from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
 from microumup.lab.expected import expected_rms
-from microumup.lab.scales import fresh_loss, loss_with_logits, main, measured_rms, note, plot, table
+from microumup.lab.scales import fresh_loss, main, measured_rms, note, plot, table
 from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
 from microumup.plan import plan
@@ -164,7 +164,7 @@ def test_measuring_asks_for_gradients():
     ids = np.zeros((1, 8), np.int64)
     for look in (measured_rms, linear_ranges):
         with pytest.raises(ValueError, match="keep=True"):
-            look(loss_with_logits(params, ids, ids, plan(TINY, 8)))
+            look(scales.loss_with_logits(params, ids, ids, plan(TINY, ids.size)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 from microumup import cli
 from microumup.backend import choose_device, install_hint
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures import coupling, fp8, horizons, page, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
@@ -23,7 +24,7 @@ from microumup.lab.figures.rows import Row
 from microumup.lab.figures.settings import SETTINGS, Setting
 from microumup.lab.figures.store import Supposed, collect, sessions_of, wanted
 from microumup.lab.sweep import estimate_seconds, flops, load_results
-from microumup.lab.tables import json_line, text_table
+from microumup.lab.tables import text_table
 
 MODULES = (width, fp8, search, scales, horizons, coupling, rules)
 ORDER = ("fig1-left", "fig1-right", "fig2-left", "fig2-right", *(f"fig{i}" for i in range(3, 12)), "table1", "table4")
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.names == ["list"]:
             say(text_table([[figure.name, figure.shows] for figure in FIGURES.values()], "<<"))
             if args.json:
-                print(json_line({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
+                print(to_json({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
             return 0
         figures = named(args.names)
         if args.quick and args.scale != "laptop":
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     say(f"in {out}: " + ", ".join(file for result in results for file in result["files"]))
     if args.json:
         shown = ("name", "verdict", "claims", "files")
-        print(json_line({"figures": [{key: result[key] for key in shown} for result in results]}))
+        print(to_json({"figures": [{key: result[key] for key in shown} for result in results]}))
     return 1 if errors or incomplete else 0
 
 
@@ -169,7 +170,7 @@ def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, say: Calla
     gpu = f"hours of an {GPU} ({GPU_FLOPS:.3g} FLOP/s at its peak), of which {UTILISATION:.0%} are used"
     say(gpu if paper else "a run that several figures need counts for the first; CPU time by timing steps here and now")
     if as_line:
-        print(json_line({"scale": setting.name, "figures": table, "total": total}))
+        print(to_json({"scale": setting.name, "figures": table, "total": total}))
     return 0
 
 
