@@ -18,6 +18,7 @@ CHAPTERS = (
 )  # fmt: skip
 APPENDICES = {
     "checks": "checks of the ops' arguments",
+    "limits": "what an option may be, and what there is memory for",
     "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
     "fused": "some pairs of ops.py once more, faster on a CPU",
     "corpora": "where texts come from; BPE tokens",

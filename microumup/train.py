@@ -18,7 +18,8 @@ from microumup.data import BYTES, Corpus, load_corpus
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate
-from microumup.plan import check_memory, weights
+from microumup.limits import check_memory
+from microumup.plan import weights
 from microumup.ranges import casts_or_fp8, log_scales
 from microumup.run_config import Command, unfinished
 from microumup.run_dir import RunDir

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from microumup import plan as plan_module
+from microumup import limits
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
+from microumup.limits import check_memory
 from microumup.parametrization import SCHEMES
-from microumup.plan import check_memory, gradient_constants, plan
+from microumup.plan import gradient_constants, plan
 from microumup.train import main
 
 FLOATS = [f.name for f in fields(TrainConfig) if f.type in (float, float | None)]
@@ -112,5 +113,5 @@ def test_sizes_nobody_has_memory_for_are_refused(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_is_sensible_is_not_refused(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a laptop of 8 GB; the estimate is of what is needed at least."""
-    monkeypatch.setattr(plan_module, "available_memory", lambda: 8 << 30)
+    monkeypatch.setattr(limits, "available_memory", lambda: 8 << 30)
     check_memory(TrainConfig(**PRESETS[preset]))

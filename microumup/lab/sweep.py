@@ -29,7 +29,8 @@ from microumup.lab import search
 from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
 from microumup.lab.workers import bar, connect, new_seats, work_off
-from microumup.plan import check_memory, weights
+from microumup.limits import check_memory
+from microumup.plan import weights
 from microumup.ranges import linear_ranges
 from microumup.run_config import RETIRED
 from microumup.trainer import Trainer, train
