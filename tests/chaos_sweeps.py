@@ -40,9 +40,10 @@ def kept(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("results/*.json")}
 
 
-def killed(chaos: Chaos, argv: list[str], out: Path, strike: Any, what: str) -> None:
+def killed(chaos: Chaos, argv: list[str], out: Path, strike: Any, what: str, ready: Any = lambda: None) -> None:
     """Begin the sweep again and again while `strike(process)` does it harm; then let it end, and look."""
     for attempt in range(4):
+        ready()
         before = kept(out)
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         chaos.count("tried")
@@ -125,25 +126,20 @@ def cluster_killed(chaos: Chaos) -> None:
     }  # fmt: skip
 
     def start() -> None:
-        for name, program in programs.items():
-            if name not in running or running[name].poll() is not None:
-                running[name] = subprocess.Popen([sys.executable, "-m", *program], **quiet)
+        gone = [name for name in programs if name not in running or running[name].poll() is not None]
+        for name in gone:
+            running[name] = subprocess.Popen([sys.executable, "-m", *programs[name]], **quiet)
+        time.sleep(3 if "scheduler" in gone else 0)
 
     def strike(process: subprocess.Popen[str]) -> None:
         name = chaos.rng.choice([*programs, "sweep"])
         (process if name == "sweep" else running[name]).kill()
         time.sleep(0.5)
-        if name != "scheduler":
+        if name.startswith("worker"):
             start()
 
     try:
-        start()
-        time.sleep(3)
-        argv = command(chaos, out, "--cluster", address, "--retries", "5")
-        original = subprocess.Popen
-
-        killed(chaos, ["sh", "-c", 'exec "$@"', "sh", *argv], out, lambda p: (strike(p), time.sleep(0.1)), "cluster")
-        assert original is subprocess.Popen
+        killed(chaos, command(chaos, out, "--cluster", address, "--retries", "5"), out, strike, "cluster", start)
     finally:
         for process in running.values():
             process.kill()
