@@ -13,6 +13,7 @@ from chaos_base import SIZES, Chaos, Outcome, bits, both, call, child
 
 from microumup import generate, train
 from microumup.lab import curve, scales, sweep
+from microumup.lab.workers import InThisProcess
 from microumup.run_config import load_config
 from microumup.run_dir import read_metrics
 
@@ -157,7 +158,7 @@ READERS: list[tuple[str, str, Any]] = [
 
 def damage(chaos: Chaos) -> None:
     if not (chaos.pristine / "sweep").exists():
-        sweep.new_seats = lambda workers, runs=1: [sweep.InThisProcess()]  # no processes, in the children too
+        sweep.new_seats = lambda workers, runs=1: [InThisProcess()]  # no processes, in the children too
         assert child(lambda: sweep.main(sweep_options(chaos, chaos.pristine / "sweep")), 60).status == 0
         shutil.copytree(chaos.base / "cache", chaos.pristine / "cache")
     work = chaos.fresh("damage")

@@ -12,6 +12,7 @@ from chaos_base import SIZES, Chaos, both, call
 from microumup import cli
 from microumup.__main__ import COMMANDS
 from microumup.lab import sweep
+from microumup.lab.workers import InThisProcess
 
 CASES = 50  # in a child
 SECONDS = 4.0  # for a case; what is cut was going to take longer, which is no fault
@@ -110,7 +111,7 @@ def options(chaos: Chaos) -> None:
 
 
 def batch(rng: random.Random) -> list[tuple[str, str]]:
-    sweep.new_seats = lambda workers, runs=1: [sweep.InThisProcess()]
+    sweep.new_seats = lambda workers, runs=1: [InThisProcess()]
     found: list[tuple[str, str]] = []
     names = [name for name in COMMANDS if name not in SLOW for _ in range(8)] + list(SLOW)
     kinds: dict[str, list[argparse.Action]] = {}
