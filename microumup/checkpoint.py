@@ -113,6 +113,8 @@ def to_json(content: object, indent: int | None = None) -> str:
 
 
 def _plain(x: Any) -> Any:
+    if type(x) in (str, int, bool) or (type(x) is float and isfinite(x)):  # most of what there is
+        return x
     if isinstance(x, Format):
         return x.name
     x = x.item() if isinstance(x, np.generic) else vars(x) if is_dataclass(x) else x
