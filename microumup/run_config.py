@@ -54,6 +54,7 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
         raise ValueError(f"{path} is not a config of microumup {__version__} ({what}); restore it") from None
     if not record:
         assumed = [f"{name} {getattr(config, name)}" for name in ADDED if name not in options]
+        assumed += ["no more --log-scales"] * (run_dir / "scales.jsonl").exists()
         record = {"assumed": f"{path} is of an older version; assumed: {', '.join([*assumed, 'texts as they were'])}"}
     return config, command, record | {"id": id}
 
@@ -64,8 +65,11 @@ def load_config(run_dir: Path) -> TrainConfig:
 
 
 def unfinished(run_dir: Path) -> TrainConfig:
-    """The config of a run that has no result yet. Raises ValueError when it has."""
-    config = load_config(run_dir)
+    """The config of a run that has no result yet. Raises ValueError, naming --resume, when it has, or is none."""
+    try:
+        config = load_config(run_dir)
+    except ValueError as error:
+        raise ValueError(f"--resume: {error}") from None
     if (run_dir / "result.json").exists():
         raise ValueError(f"--resume: the run in {run_dir} is finished; see its result.json")
     return config

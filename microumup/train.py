@@ -93,8 +93,6 @@ def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
     other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
     if given := [*cli.given(args, TrainConfig), *other]:
         raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
-    if not (args.resume / "config.json").exists():
-        raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
     run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run
