@@ -16,6 +16,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MICROUMUP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
+
 DAMAGES = {
     "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
