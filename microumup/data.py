@@ -138,8 +138,6 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     else:
         corpus = Corpus(name, *corpora.tokenize(train, valid, vocab_size), sources)
     if (shortest := min(len(corpus.train), len(corpus.valid))) <= seq_len:
-        raise ValueError(
-            f"{option}: too short, the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = "
-            f"{seq_len + 1}; give a longer text or a smaller --seq-len"
-        )
+        found = f"the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = {seq_len + 1}"
+        raise ValueError(f"{option}: too short, {found}; give a longer text or a smaller --seq-len")
     return corpus
