@@ -36,7 +36,7 @@ import numpy as np
 
 from microumup.backend import Array
 from microumup.checkpoint import to_json
-from microumup.cli import Parser, bad_input, say, shared, whole
+from microumup.cli import Parser, bad_input, few, say, shared, whole
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     words = {f.name: f.metadata["help"] for f in fields(ModelConfig) if f.name in SIZES}
     for name, text in (words | {"steps": "updates before the move, and again after it"}).items():
         described = f"{text} (default: %(default)s)"
-        parser.add_argument(option_name(name), type=whole, metavar="N", help=described)
+        parser.add_argument(option_name(name), type=whole if name == "seed" else few, metavar="N", help=described)
     parser.set_defaults(**SIZES, steps=30)
     shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)
