@@ -1,0 +1,159 @@
+"""Likely causes of a failure: wrong ways to compute a case, tried one after the other until one gives what was received.
+
+A cause is a few words and what the outputs would be. Three kinds, from the most special to the most general:
+
+    another way    the op run with something changed: a setting, a formula, a whole mistake of the zoo (`ways.py`)
+    an order       the right numbers along other axes
+    a factor       the right array times a constant, which is looked up among the powers of fan_in, b, V, α, …
+
+A cause explains a failure when it gives that output; one that also gives all other outputs of the case goes first.
+"""
+
+from collections.abc import Callable
+from math import isclose, log, sqrt
+
+import numpy as np
+
+from microumup.backend import Array
+from microumup.interop.cases import Arrays, Case
+from microumup.interop.ways import alternatives
+
+Same = Callable[[Case, str, Array, Array], bool]
+FP8 = ("fp8_decode", "fp8_round")
+LARGEST = 1 << 22  # elements of an input: what is larger was not written by us, and nothing is tried on it
+
+
+def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: Same) -> dict[str, list[str]]:
+    """Words of all causes that explain each of the outputs `failed`, those first that explain the whole case."""
+    found: dict[str, list[str]] = {name: [] for name in failed}
+    comparable = {name: a for name, a in received.items() if (name in true and np.isfinite(a).all()) or case.op in FP8}
+    whole: dict[str, list[str]] = {name: [] for name in failed}
+    if sum(a.size for a in case.inputs.values()) <= LARGEST:
+        for words, alternative in alternatives(case):
+            try:
+                with np.errstate(all="ignore"):
+                    given = alternative(case)
+            except (ValueError, ArithmeticError, LookupError):
+                continue  # it cannot be made here, so it was not
+            agrees = {
+                n for n, a in comparable.items() if n in given and same(case, n, a, given[n].astype(true[n].dtype))
+            }
+            for name in agrees & set(failed):
+                if not same(case, name, true[name], given[name].astype(true[name].dtype)):
+                    (whole if agrees >= set(comparable) else found)[name].append(words)
+    for name in failed:
+        if name in received:
+            found[name] += orders(case, name, true[name], received[name], same)
+            found[name] += factors(case, name, true[name], received[name], same)
+    return {name: whole[name] + found[name] for name in failed}
+
+
+def orders(case: Case, output: str, true: Array, received: Array, same: Same) -> list[str]:
+    """The right numbers along other axes."""
+    if true.ndim >= 2 and received.ndim == true.ndim:
+        if same(case, output, received.swapaxes(-1, -2), true):
+            return [f"{output} is transposed"]
+        if received.shape == true.shape and same(case, output, received, true[..., ::-1, :]):
+            return [f"{output} is reversed along its last axis but one"]
+    if (
+        received.size == true.size
+        and received.shape != true.shape
+        and same(case, output, received.reshape(true.shape), true)
+    ):
+        return [f"{output} has the right numbers in the wrong shape"]
+    return []
+
+
+def factors(case: Case, output: str, true: Array, received: Array, same: Same) -> list[str]:
+    """Words for the constant that `received` is off by; none where it is no constant."""
+    if received.shape != true.shape or case.op in FP8 or case.op == "plan":
+        return []
+    e, r = (a.astype(np.float64).ravel() for a in (true, received))
+    if not np.isfinite(r).all() or not e @ e or not r @ e or not same(case, output, e * ((r @ e) / (e @ e)), r):
+        return []
+    ratio = float((r @ e) / (e @ e))
+    value, name = right_factor(case, output)
+    words = [f"{output}: {w}" for w in name_factor(ratio * value, value, name, symbols(case))]
+    return words or [f"{output} is {_sign(ratio)}a constant times what it should be, by a factor of no known name"]
+
+
+def _sign(ratio: float) -> str:
+    return "minus " if ratio < 0 else ""
+
+
+def name_factor(found: float, right: float, name: str, values: dict[str, float], tolerance: float = 1e-4) -> list[str]:
+    """Words for a factor that is `found` where `right`, called `name`, should be: made of powers of `values`."""
+
+    def is_(value: float) -> bool:
+        return isclose(found, value, rel_tol=tolerance)
+
+    if is_(-right):
+        return ["the sign is wrong"]
+    words = []
+    if name != "1":
+        words += [f"the factor {name} is missing"] * is_(1.0)
+        words += [f"the factor {name} is there twice"] * is_(right * right)
+        words += [f"the factor {name} is inverted"] * is_(1 / right)
+    known = {key.replace("^1", "") if key.endswith("^1") else key: v for key, v in powers(values).items()}
+    words += [f"the factor is {key}, not {name}" for key, value in known.items() if is_(value) and key != name]
+    words += [f"a factor {key} too much" for key, value in known.items() if is_(right * value) and right != 1]
+    words += [
+        f"factors {key} and {other} too much" for i, (key, v) in enumerate(known.items())
+        for other, u in list(known.items())[i + 1 :] if not words and is_(right * v * u) and not isclose(u * v, 1)
+    ][:1]  # fmt: skip
+    return words
+
+
+def powers(values: dict[str, float]) -> dict[str, float]:
+    """Every value and its root, and one over each, by name; what stands there twice by its first name."""
+    shapes = {"{}": 1.0, "1/{}": -1.0, "√{}": 0.5, "{}^-1/2": -0.5}
+    found = {shape.format(name): value**p for shape, p in shapes.items() for name, value in values.items()}
+    return {name: v for name, v in found.items() if not isclose(v, 1.0)}
+
+
+def symbols(case: Case) -> dict[str, float]:
+    """Numbers that a factor of the case might be made of, by the names that the paper has."""
+    s, shape = case.settings, {name: a.shape for name, a in case.inputs.items()}
+    found = {
+        "fan_in": s.get("fan_in"), "fan_out": s.get("fan_out"), "b": s.get("batch_tokens"), "V": s.get("vocab_size"),
+        "K": s.get("head_dim"), "s": s.get("seq_len"), "α": s.get("alpha"),
+    }  # fmt: skip
+    first = next(iter(shape.values()), ())
+    if len(first) == 3 or case.op == "embedding":
+        found["B, the number of sequences,"] = first[0]
+        found["T, the input's length,"] = first[1]
+    if case.op in ("rms_norm", "rope", "attention", "residual"):
+        found["D"] = first[-1]
+    if V := s.get("vocab_size"):
+        found["V/√(V-1)"] = V / sqrt(V - 1)
+        found["√(V-1)"] = sqrt(V - 1)
+    if case.op in ("linear", "readout", "embedding", "linear_fp8"):
+        found |= {name: f for name, f in (("V/b", V / s["batch_tokens"]),) if V} if V else {}
+    if scale := s.get("scale"):
+        sigma = scale.get("y")
+        found["1/σ"] = sigma if case.op in ("attention", "gated_silu") else None
+        found["a"], found["1/b of the residual"] = scale.get("a"), scale.get("b") and 1 / scale["b"]
+    found["ln 2"] = log(2)
+    return {name: float(v) for name, v in found.items() if v and not isclose(v, 1)}
+
+
+def right_factor(case: Case, output: str) -> tuple[float, str]:
+    """The factor that an output should have, and its name; 1 where it has none, or no single one."""
+    scale = case.settings.get("scale", {})
+    kind = "y" if output == "y" else "dw" if output == "dw" else "dx"
+    if case.op in ("linear", "linear_fp8"):
+        return scale[kind], "b^-1/2" if kind == "dw" else "fan_in^-1/2"
+    if case.op == "readout":
+        names = {
+            "y": "1/fan_in",
+            "dx": "fan_out^-1/2" if case.schemes == ("umup-iclr",) else "fan_in^-1/2",
+            "dw": "b^-1/2",
+        }
+        return scale[kind], names[kind]
+    if case.op == "embedding" and kind == "dw":
+        return scale["dw"], "√(V/b)"
+    if case.op in ("attention", "attention_cached", "gated_silu"):
+        return scale[kind], "1/σ"
+    if case.op == "cross_entropy" and kind == "dx":
+        return scale["dx"] * case.settings["alpha"] / case.settings["batch_tokens"], "V/√(V-1)"
+    return 1.0, "1"
