@@ -10,6 +10,7 @@ A cause explains a failure when it gives that output; one that also gives all ot
 """
 
 from collections.abc import Callable
+from itertools import combinations
 from math import isclose, log, sqrt
 
 import numpy as np
@@ -89,26 +90,29 @@ def name_factor(found: float, right: float, name: str, values: dict[str, float],
 
     if is_(-right):
         return ["the sign is wrong"]
+    roots = {"{}": 1.0, "√{}": 0.5}
+    known = {shape.format(key): v**p for shape, p in roots.items() for key, v in values.items()}
     words = []
     if name != "1":
         words += [f"the factor {name} is missing"] * is_(1.0)
         words += [f"the factor {name} is there twice"] * is_(right * right)
         words += [f"the factor {name} is inverted"] * is_(1 / right)
-    known = {key.replace("^1", "") if key.endswith("^1") else key: v for key, v in powers(values).items()}
-    words += [f"the factor is {key}, not {name}" for key, value in known.items() if is_(value) and key != name]
-    words += [f"a factor {key} too much" for key, value in known.items() if is_(right * value) and right != 1]
-    words += [
-        f"factors {key} and {other} too much" for i, (key, v) in enumerate(known.items())
-        for other, u in list(known.items())[i + 1 :] if not words and is_(right * v * u) and not isclose(u * v, 1)
-    ][:1]  # fmt: skip
-    return words
+    for key, value in known.items():
+        words += [f"the factor is {key}, not {name}"] * (is_(value) and key != name)
+        words += [f"the factor is {_inverse(key)}, not {name}"] * (is_(1 / value) and _inverse(key) != name)
+    for key, value in known.items():
+        words += [f"a factor {key} too much"] * is_(right * value) + [f"a factor {key} is missing"] * is_(right / value)
+    if not words:
+        for (one, v), (two, u) in combinations(known.items(), 2):
+            words += [f"factors {one} and {two} too much"] * is_(right * v * u)
+            words += [f"factors {one} and {two} are missing"] * is_(right / v / u)
+            words += [f"a factor {one} too much and {two} missing"] * is_(right * v / u)
+            words += [f"a factor {two} too much and {one} missing"] * is_(right * u / v)
+    return list(dict.fromkeys(words))
 
 
-def powers(values: dict[str, float]) -> dict[str, float]:
-    """Every value and its root, and one over each, by name; what stands there twice by its first name."""
-    shapes = {"{}": 1.0, "1/{}": -1.0, "√{}": 0.5, "{}^-1/2": -0.5}
-    found = {shape.format(name): value**p for shape, p in shapes.items() for name, value in values.items()}
-    return {name: v for name, v in found.items() if not isclose(v, 1.0)}
+def _inverse(key: str) -> str:
+    return f"{key[1:]}^-1/2" if key.startswith("√") else f"1/{key}"
 
 
 def symbols(case: Case) -> dict[str, float]:
