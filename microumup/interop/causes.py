@@ -44,24 +44,25 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
                     (whole if agrees >= set(comparable) else found)[name].append(words)
     for name in failed:
         if name in received:
-            found[name] += orders(case, name, true[name], received[name], same)
-            found[name] += factors(case, name, true[name], received[name], same)
+            found[name] = [
+                *orders(case, name, true, received[name], same),
+                *factors(case, name, true[name], received[name], same),
+                *found[name],
+            ]
     return {name: whole[name] + found[name] for name in failed}
 
 
-def orders(case: Case, output: str, true: Array, received: Array, same: Same) -> list[str]:
-    """The right numbers along other axes."""
-    if true.ndim >= 2 and received.ndim == true.ndim:
-        if same(case, output, received.swapaxes(-1, -2), true):
-            return [f"{output} is transposed"]
-        if received.shape == true.shape and same(case, output, received, true[..., ::-1, :]):
-            return [f"{output} is reversed along its last axis but one"]
-    if (
-        received.size == true.size
-        and received.shape != true.shape
-        and same(case, output, received.reshape(true.shape), true)
-    ):
-        return [f"{output} has the right numbers in the wrong shape"]
+def orders(case: Case, output: str, outputs: Arrays, received: Array, same: Same) -> list[str]:
+    """The right numbers along other axes, or another output's."""
+    true = outputs[output]
+    for other, array in outputs.items():
+        if other != output and same(case, output, received, array) and not same(case, output, true, array):
+            return [f"{min(output, other)} and {max(output, other)} are swapped"]
+    if true.ndim >= 2 and received.ndim == true.ndim and same(case, output, received.swapaxes(-1, -2), true):
+        return [f"{output} is transposed"]
+    if received.size == true.size and received.shape != true.shape:
+        if same(case, output, received.reshape(true.shape), true):
+            return [f"{output} has the right numbers in the wrong shape"]
     return []
 
 
@@ -93,13 +94,12 @@ def name_factor(found: float, right: float, name: str, values: dict[str, float],
     roots = {"{}": 1.0, "√{}": 0.5}
     known = {shape.format(key): v**p for shape, p in roots.items() for key, v in values.items()}
     words = []
-    if name != "1":
-        words += [f"the factor {name} is missing"] * is_(1.0)
-        words += [f"the factor {name} is there twice"] * is_(right * right)
-        words += [f"the factor {name} is inverted"] * is_(1 / right)
+    words += [f"the factor {name} is missing"] * (name != "1" and is_(1.0))
     for key, value in known.items():
         words += [f"the factor is {key}, not {name}"] * (is_(value) and key != name)
         words += [f"the factor is {_inverse(key)}, not {name}"] * (is_(1 / value) and _inverse(key) != name)
+    if name != "1":
+        words += [f"the factor {name} is inverted"] * is_(1 / right) + [f"the factor {name} is there twice"] * is_(right**2)
     for key, value in known.items():
         words += [f"a factor {key} too much"] * is_(right * value) + [f"a factor {key} is missing"] * is_(right / value)
     if not words:
@@ -124,15 +124,15 @@ def symbols(case: Case) -> dict[str, float]:
     }  # fmt: skip
     first = next(iter(shape.values()), ())
     if len(first) == 3 or case.op == "embedding":
-        found["B, the number of sequences,"] = first[0]
-        found["T, the input's length,"] = first[1]
+        found["(number of sequences)"] = first[0]
+        found["(length of the input)"] = first[1]
     if case.op in ("rms_norm", "rope", "attention", "residual"):
         found["D"] = first[-1]
     if V := s.get("vocab_size"):
         found["V/√(V-1)"] = V / sqrt(V - 1)
         found["√(V-1)"] = sqrt(V - 1)
     if case.op in ("linear", "readout", "embedding", "linear_fp8"):
-        found |= {name: f for name, f in (("V/b", V / s["batch_tokens"]),) if V} if V else {}
+        found |= {"(V/b)": V / s["batch_tokens"]} if V else {}
     if scale := s.get("scale"):
         sigma = scale.get("y")
         found["1/σ"] = sigma if case.op in ("attention", "gated_silu") else None
