@@ -39,7 +39,7 @@ STEPS, ETA, DECAY = 20, 0.5, 2.0**-5  # of the trained model; λ is large, so th
 
 
 class Case(NamedTuple):
-    """One thing to compute. `settings` are numbers and names that JSON can hold, `inputs` arrays in the order of use."""
+    """One thing to compute. `settings` are numbers and names as JSON has them, `inputs` arrays in the order of use."""
 
     name: str
     op: str
@@ -50,8 +50,8 @@ class Case(NamedTuple):
 
 
 def expected(case: Case) -> Arrays:
-    """Outputs of the case by name. Those in float32 are worked out in float64 and rounded once, so that they are as good
-    as float32 can be, and the same on every machine; only a model in FP8 computes in float32, as its casts ask."""
+    """Outputs of the case by name. Those in float32 are worked out in float64 and rounded once: as good as float32 can
+    be, and the same on every machine. Only a model in FP8 computes in float32, as its casts ask."""
     if case.dtype == "float32" and case.op not in ("model_fp8", "fp8_round", "linear_fp8"):
         inputs = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in case.inputs.items()}
         return {name: a.astype(np.float32) for name, a in run(case.op, inputs, case.settings).items()}
@@ -323,7 +323,8 @@ def fp8_cases() -> Iterator[Case]:
     ):
         case = f"linear_fp8.{label}"
         settings = {
-            "fan_in": 11, "fan_out": 5, "batch_tokens": 12, "formats": dict(zip(["x", "w", "dy"], formats, strict=True)),
+            "fan_in": 11, "fan_out": 5, "batch_tokens": 12,
+            "formats": dict(zip(["x", "w", "dy"], formats, strict=True)),
             "scale": UnitScaled.linear(11**-0.5, 11**-0.5, 12)._asdict(),
         }  # fmt: skip
         arrays = _draw(case, "float32", {"x": (12, 11), "w": (5, 11), "dy": (12, 5)})

@@ -1,4 +1,4 @@
-"""Likely causes of a failure: wrong ways to compute a case, tried one after the other until one gives what was received.
+"""Likely causes of a failure: wrong ways to compute a case, tried until one gives what was received.
 
 A cause is a few words and what the outputs would be. Three kinds, from the most special to the most general:
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from microumup.backend import Array
 from microumup.interop.cases import Arrays, Case
-from microumup.interop.ways import alternatives
+from microumup.interop.ways import Try, alternatives
 
 Same = Callable[[Case, str, Array, Array], bool]
 FP8 = ("fp8_decode", "fp8_round")
@@ -29,19 +29,18 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
     found: dict[str, list[str]] = {name: [] for name in failed}
     comparable = {name: a for name, a in received.items() if (name in true and np.isfinite(a).all()) or case.op in FP8}
     whole: dict[str, list[str]] = {name: [] for name in failed}
-    if sum(a.size for a in case.inputs.values()) <= LARGEST:
-        for words, alternative in alternatives(case):
-            try:
-                with np.errstate(all="ignore"):
-                    given = alternative(case)
-            except (ValueError, ArithmeticError, LookupError):
-                continue  # it cannot be made here, so it was not
-            agrees = {
-                n for n, a in comparable.items() if n in given and same(case, n, a, given[n].astype(true[n].dtype))
-            }
-            for name in agrees & set(failed):
-                if not same(case, name, true[name], given[name].astype(true[name].dtype)):
-                    (whole if agrees >= set(comparable) else found)[name].append(words)
+    trial = Try(case)
+    small = sum(a.size for a in case.inputs.values()) <= LARGEST
+    for words, way in alternatives(case) if small else ():
+        try:
+            with np.errstate(all="ignore"):
+                given = {name: a.astype(true[name].dtype) for name, a in way(trial).items() if name in true}
+        except (ValueError, ArithmeticError, LookupError):
+            continue  # it cannot be made here, so it was not
+        agrees = {name for name, a in comparable.items() if name in given and same(case, name, a, given[name])}
+        for name in agrees & set(failed):
+            if not same(case, name, true[name], given[name]):
+                (whole if agrees >= set(comparable) else found)[name].append(words)
     for name in failed:
         if name in received:
             found[name] = [
@@ -60,10 +59,9 @@ def orders(case: Case, output: str, outputs: Arrays, received: Array, same: Same
             return [f"{min(output, other)} and {max(output, other)} are swapped"]
     if true.ndim >= 2 and received.ndim == true.ndim and same(case, output, received.swapaxes(-1, -2), true):
         return [f"{output} is transposed"]
-    if received.size == true.size and received.shape != true.shape:
-        if same(case, output, received.reshape(true.shape), true):
-            return [f"{output} has the right numbers in the wrong shape"]
-    return []
+    reshaped = received.size == true.size and received.shape != true.shape
+    wrong_shape = reshaped and same(case, output, received.reshape(true.shape), true)
+    return [f"{output} has the right numbers in the wrong shape"] * wrong_shape
 
 
 def factors(case: Case, output: str, true: Array, received: Array, same: Same) -> list[str]:
@@ -99,7 +97,9 @@ def name_factor(found: float, right: float, name: str, values: dict[str, float],
         words += [f"the factor is {key}, not {name}"] * (is_(value) and key != name)
         words += [f"the factor is {_inverse(key)}, not {name}"] * (is_(1 / value) and _inverse(key) != name)
     if name != "1":
-        words += [f"the factor {name} is inverted"] * is_(1 / right) + [f"the factor {name} is there twice"] * is_(right**2)
+        words += [f"the factor {name} is inverted"] * is_(1 / right) + [f"the factor {name} is there twice"] * is_(
+            right**2
+        )
     for key, value in known.items():
         words += [f"a factor {key} too much"] * is_(right * value) + [f"a factor {key} is missing"] * is_(right / value)
     if not words:

@@ -73,8 +73,8 @@ def kind_of(group: dict[str, Any]) -> str:
 
 
 def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
-    """Every number of the groups that the scheme of `config` has otherwise. Sizes are those of the groups' shapes, depth
-    and hyperparameters the config's."""
+    """Every number of the groups that the scheme of `config` has otherwise. Sizes are those of the groups' shapes;
+    depth and hyperparameters are the config's."""
     found: list[Symptom] = []
     groups = [g for g in file["groups"] if len(g["shape"]) == 2]
     eta = float(file.get("eta") or config.eta)
@@ -86,7 +86,11 @@ def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
         right, shape = expected(config, g)
         if g.get("lr") is not None:
             rates.append(g["lr"] / (eta * right.C))
-    if len(rates) > 1 and all(isclose(r, rates[0], rel_tol=EXACT) for r in rates) and not isclose(rates[0], 1, rel_tol=EXACT):
+    if (
+        len(rates) > 1
+        and all(isclose(r, rates[0], rel_tol=EXACT) for r in rates)
+        and not isclose(rates[0], 1, rel_tol=EXACT)
+    ):
         rule = "every learning rate is off by one factor: only η differs; say --lr"
         found.append(Symptom("(all)", "eta", eta, eta * rates[0], rule))
         eta *= rates[0]
@@ -109,7 +113,7 @@ def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: b
     w, shape = expected(config, g)
     name, lr, std, A = g["name"], g.get("lr"), g.get("init_std"), g.get("multiplier")
     sample = 5 / sqrt(2 * prod(g["shape"]))  # of a measured std: five of its standard errors
-    if lr is not None and None not in (std, A) and not isclose(std, w.init_std, rel_tol=sample + EXACT):
+    if lr is not None and std is not None and A is not None and not isclose(std, w.init_std, rel_tol=sample + EXACT):
         same = isclose(A * std, w.A * w.init_std, rel_tol=sample) and isclose(A * lr, w.A * eta * w.C, rel_tol=EXACT)
         if same:  # Adam does not see it: the effective matrix starts and moves alike
             rule = "moved along the abc-symmetry: the same training with Adam, but not at unit scale, as FP8 needs it"
@@ -121,7 +125,9 @@ def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: b
         yield Symptom(name, "multiplier", w.A, A, _cell(w, shape, "multiplier", A, w.A))
     back = g.get("multiplier_backward")
     if back is not None and not isclose(back, w.A_backward, rel_tol=EXACT):
-        yield Symptom(name, "multiplier_backward", w.A_backward, back, _cell(w, shape, "backward multiplier", back, w.A_backward))
+        yield Symptom(
+            name, "multiplier_backward", w.A_backward, back, _cell(w, shape, "backward multiplier", back, w.A_backward)
+        )
     if lr is not None and not isclose(lr, eta * w.C, rel_tol=EXACT):
         yield Symptom(name, "lr", eta * w.C, lr, _learning_rate(config, w, shape, lr / eta))
     decay = g.get("weight_decay")
@@ -130,7 +136,9 @@ def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: b
         if config.decay == "independent" and not isclose(taken, right, rel_tol=EXACT):
             yield Symptom(name, "weight_decay", right / (lr if times_lr else 1.0), decay, _decay(taken, right, lr))
     if (eps := g.get("eps")) is not None and eps > 1e-7:
-        yield Symptom(name, "eps", 1e-8, eps, "Adam's ε is so large that it sees the constants of the gradients (Table 6: 1e-8)")
+        yield Symptom(
+            name, "eps", 1e-8, eps, "Adam's ε is so large that it sees the constants of the gradients (Table 6: 1e-8)"
+        )
 
 
 def _decay(taken: float, right: float, lr: float) -> str:
@@ -200,7 +208,11 @@ def _learning_rate(config: TrainConfig, w: Weight, shape: Shape, given: float) -
             if key == name:
                 return f"{type} LR: {words} (Table 1)"
             swapped = {"fan_in^-1/2": "fan_out^-1/2", "fan_out^-1/2": "fan_in^-1/2"}.get(name) == key
-            about = "fan_in and fan_out are swapped" if swapped else f"{whose or 'no scheme has it'}, not {unit_scaled}'s {name}"
+            about = (
+                "fan_in and fan_out are swapped"
+                if swapped
+                else f"{whose or 'no scheme has it'}, not {unit_scaled}'s {name}"
+            )
             if key == "1" and type == "input":
                 about = f"without the embedding rule {name} of App. A.3"
             return f"{type} LR is {key}: {about}" + (f"; {words}" if words else "")
@@ -213,7 +225,10 @@ def report(config: TrainConfig, file: dict[str, Any], symptoms: list[Symptom]) -
     judged = [g for g in file["groups"] if len(g["shape"]) == 2]
     lines = [f"{len(judged)} weights held against {config.scheme}, {config.layers} layers of width {config.width}"]
     if others := [g["name"] for g in file["groups"] if len(g["shape"]) != 2]:
-        lines.append(f"not judged, the paper has no rule for gains and biases: {', '.join(others[:5])}" + " …" * (len(others) > 5))
+        lines.append(
+            f"not judged, the paper has no rule for gains and biases: {', '.join(others[:5])}"
+            + " …" * (len(others) > 5)
+        )
     if not symptoms:
         return "\n".join([*lines, "every number is as it should be"])
     size = max(len(s.name) for s in symptoms)
@@ -223,5 +238,8 @@ def report(config: TrainConfig, file: dict[str, Any], symptoms: list[Symptom]) -
     if len(symptoms) > 60:
         lines.append(f"and {len(symptoms) - 60} more")
     lines += ["", "broken rules:"]
-    lines += [f"  {rule} ({count} of {len(judged)} weights)" for rule, count in Counter(s.rule for s in symptoms).most_common()]
+    lines += [
+        f"  {rule} ({count} of {len(judged)} weights)"
+        for rule, count in Counter(s.rule for s in symptoms).most_common()
+    ]
     return "\n".join(lines)

@@ -103,7 +103,9 @@ def _cases(op: str, scheme: str, dtype: str, only: str) -> list[Case]:
     fit = [case for case in cases if case.op == op and scheme in case.schemes]
     fit = [c for c in fit if c.dtype == dtype or all(other.dtype != dtype for other in fit)]
     if not (found := [case for case in fit if fnmatchcase(case.name, only)]):
-        raise ValueError(f"check: no case of {op} in {scheme} fits {only!r}; there are {', '.join(c.name for c in fit)}")
+        raise ValueError(
+            f"check: no case of {op} in {scheme} fits {only!r}; there are {', '.join(c.name for c in fit)}"
+        )
     return found
 
 
@@ -143,7 +145,11 @@ def _named(case: Case, y: Any, of: Framework) -> Arrays:
     """Outputs of a candidate that returns all of them: a dict by name, a tuple in order, or the single one."""
     if isinstance(y, dict):
         return {name: of.get(a) for name, a in y.items()}
-    names = {"adamw": ["new_w", "new_m", "new_v"], "fp8_decode": ["value"], "fp8_round": ["saturating", "nonsaturating"]}
+    names = {
+        "adamw": ["new_w", "new_m", "new_v"],
+        "fp8_decode": ["value"],
+        "fp8_round": ["saturating", "nonsaturating"],
+    }
     several = y if isinstance(y, tuple | list) else [y]
     return {name: of.get(a) for name, a in zip(names.get(case.op, []), several, strict=False)}
 

@@ -13,11 +13,11 @@ gradients is said. Name a function of arrays that goes element by element, f(x, 
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from inspect import signature
 from itertools import product
-from math import exp, log, sqrt
+from math import log, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
 
     op: Op  # op(*Tensors, alpha=…, **sizes)
     inputs: Callable[..., list[Array]]  # inputs(rng, **sizes), all unit-scale, (B, T, …)
-    sizes: dict[str, tuple[int, ...]]  # values to go over; seq_len and head_dim may be part of a rule
+    sizes: Mapping[str, tuple[int, ...]]  # values to go over; seq_len and head_dim may be part of a rule
 
 
 class Form(NamedTuple):
@@ -135,7 +135,9 @@ def _elements(f: Callable[..., Array], rng: Any) -> list[Array]:
     return [rng.standard_normal((64, ELEMENTS // 64)) for _ in names]
 
 
-def _run_elementwise(f: Callable[..., Array], arrays: list[Array], alpha: float, _: Sizes, rng: Any) -> dict[str, Array]:
+def _run_elementwise(
+    f: Callable[..., Array], arrays: list[Array], alpha: float, _: Sizes, rng: Any
+) -> dict[str, Array]:
     settings = {"alpha": alpha} if "alpha" in signature(f).parameters else {}
     y, h = np.asarray(f(*arrays, **settings)), 1e-5
     if y.shape != arrays[0].shape:
@@ -230,7 +232,10 @@ def report(name: str, subject: Any, alphas: list[float]) -> tuple[str, Rule, lis
     rule = fit(measured)
     outputs = list(measured[0].rms)
     sizes = list(measured[0].sizes)
-    lines = [f"{name}: scales for unit-scale inputs and dy; under σ the rule, off by at most {100 * rule.error:.1f} %", ""]
+    lines = [
+        f"{name}: scales for unit-scale inputs and dy; under σ the rule, off by at most {100 * rule.error:.1f} %",
+        "",
+    ]
     lines.append("".join(f"{title:>10}" for title in ["α", *sizes, *outputs, "σ", "y/σ"]))
     for m in measured:
         sigma = rule(m.alpha, m.sizes)

@@ -54,7 +54,9 @@ def embedding(but=""):
             dw[tokens] = dy
         else:
             np.add.at(dw, tokens, dy)
-        return None, dw * {"inverted": sqrt(tokens.size / V), "missing": 1.0, "V/b": V / tokens.size}.get(but, sqrt(V / tokens.size))
+        return None, dw * {"inverted": sqrt(tokens.size / V), "missing": 1.0, "V/b": V / tokens.size}.get(
+            but, sqrt(V / tokens.size)
+        )
 
     return forward, backward
 
@@ -63,7 +65,11 @@ def rms_norm(but=""):
     def forward(x, *, eps):
         x0 = x - x.mean(-1, keepdims=True) if but == "layer norm" else x
         square = (x0**2).sum(-1, keepdims=True) / (1 if but == "sum" else x.shape[-1])
-        r = 1 / (np.sqrt(square) + eps) if but == "eps outside" else 1 / np.sqrt(square + (0 if but == "no eps" else eps))
+        r = (
+            1 / (np.sqrt(square) + eps)
+            if but == "eps outside"
+            else 1 / np.sqrt(square + (0 if but == "no eps" else eps))
+        )
         return x0 * r, (x0, r, eps)
 
     def backward(dy, saved):
@@ -236,7 +242,7 @@ def adamw(but=""):
 def fp8_round(but=""):
     """Both overflows, by walking through the codes: nearest of all values, ties to the even code."""
 
-    def rounded(x, *, format):  # noqa: A002
+    def rounded(x, *, format):
         dtype = ml_dtypes.float8_e4m3fn if format == "e4m3" else ml_dtypes.float8_e5m2
         codes = np.arange(128, dtype=np.uint8)
         values = codes.view(dtype).astype(np.float64)
@@ -358,7 +364,8 @@ MISTAKES = [  # op, mistake, words of the cause that has to come first
     ("residual", "both ends", "a both on the dy of the branch and at its base"),
     ("residual", "no end", "a nowhere in the backward"),
     ("residual", "printed", "eq. (22) prints"),
-    ("residual", "std", "√τ taken for τ"),
+    ("residual", "std", "τ taken for a ratio of standard deviations"),
+    ("residual", "root", "√τ taken for τ"),
     ("residual", "layers", "L counts layers, not branches"),
     ("residual", "swapped", "a and b are swapped"),
     ("residual", "b lost", "b is missing in the backward"),
