@@ -199,10 +199,9 @@ RUNS: dict[str, Run] = {
 
 def all_cases() -> Iterator[Case]:
     """Every case of the golden vectors, in the order of the index."""
-    yield from op_cases()
-    yield from fp8_cases()
-    yield from plan_cases()
-    yield from model_cases()
+    cases = [*op_cases(), *fp8_cases(), *plan_cases(), *model_cases()]
+    for op in dict.fromkeys(case.op for case in cases):  # those of an op together
+        yield from (case for case in cases if case.op == op)
 
 
 def op_cases() -> Iterator[Case]:
@@ -381,6 +380,7 @@ def model_cases() -> Iterator[Case]:
     for label, dtype, c in (
         ("umup", "float64", config), ("umup", "float32", config), ("fp8", "float32", replace(config, fp8="fp8")),
         ("umup-iclr", "float64", replace(config, scheme="umup-iclr")),
+        ("umup-iclr", "float32", replace(config, scheme="umup-iclr")),
     ):  # fmt: skip
         yield model_case(c, label, dtype)
 

@@ -19,8 +19,9 @@ from microumup.backend import Array
 from microumup.interop.cases import Arrays, Case
 from microumup.interop.ways import Try, alternatives
 
-Same = Callable[[Case, str, Array, Array], bool]
+Same = Callable[..., bool]
 FP8 = ("fp8_decode", "fp8_round")
+TRIED = 1e4  # times the tolerance: a way is often run with less care than what it stands for, as by differences
 LARGEST = 1 << 22  # elements of an input: what is larger was not written by us, and nothing is tried on it
 
 
@@ -37,7 +38,7 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
                 given = {name: a.astype(true[name].dtype) for name, a in way(trial).items() if name in true}
         except (ValueError, ArithmeticError, LookupError):
             continue  # it cannot be made here, so it was not
-        agrees = {name for name, a in comparable.items() if name in given and same(case, name, a, given[name])}
+        agrees = {name for name, a in comparable.items() if name in given and same(case, name, a, given[name], TRIED)}
         for name in agrees & set(failed):
             if not same(case, name, true[name], given[name]):
                 (whole if agrees >= set(comparable) else found)[name].append(words)
@@ -48,6 +49,8 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
                 *factors(case, name, true[name], received[name], same),
                 *found[name],
             ]
+            if not whole[name] + found[name]:
+                found[name] = precision(case, name, true[name], received[name])
     return {name: whole[name] + found[name] for name in failed}
 
 
@@ -62,6 +65,15 @@ def orders(case: Case, output: str, outputs: Arrays, received: Array, same: Same
     reshaped = received.size == true.size and received.shape != true.shape
     wrong_shape = reshaped and same(case, output, received.reshape(true.shape), true)
     return [f"{output} has the right numbers in the wrong shape"] * wrong_shape
+
+
+def precision(case: Case, output: str, true: Array, received: Array) -> list[str]:
+    """Right, but not to float64's precision."""
+    if received.shape != true.shape or true.dtype != np.float64 or case.op == "plan":
+        return []
+    rms = np.sqrt(np.mean(true * true))
+    close = bool((np.abs(received - true) <= 1e-5 * rms).all())
+    return ["right to float32's precision: something on the way is not float64"] * close
 
 
 def factors(case: Case, output: str, true: Array, received: Array, same: Same) -> list[str]:
@@ -137,6 +149,9 @@ def symbols(case: Case) -> dict[str, float]:
         sigma = scale.get("y")
         found["1/σ"] = sigma if case.op in ("attention", "gated_silu") else None
         found["a"], found["1/b of the residual"] = scale.get("a"), scale.get("b") and 1 / scale["b"]
+    if config := s.get("config"):
+        D, V = config["width"], config["vocab_size"]
+        found |= {"(F/D)": 11 / 4, "D": D, "V": V, "V/√(V-1)": V / sqrt(V - 1), "L": 2 * config["layers"]}
     found["ln 2"] = log(2)
     return {name: float(v) for name, v in found.items() if v and not isclose(v, 1)}
 

@@ -139,11 +139,13 @@ def explained(findings: Iterable[Finding], received: dict[str, Arrays]) -> list[
     ]
 
 
-def same(case: Case, output: str, found: Array, other: Array) -> bool:
-    """True where two arrays are equal within the tolerance of the output."""
+def same(case: Case, output: str, found: Array, other: Array, times: float = 1.0) -> bool:
+    """True where two arrays are equal within the tolerance of the output, or so many times that of a float64."""
     if found.shape != other.shape:
         return False
-    return bool((differences(found, other, TOLERANCES[tolerance_of(case, output, str(found.dtype))]) <= 1).all())
+    name = tolerance_of(case, output, str(found.dtype))
+    most = times if name == "float64" else 1.0
+    return bool((differences(found, other, TOLERANCES[name]) <= most).all())
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -182,7 +184,7 @@ def line(f: Finding) -> str:
         return f"{name}: {f.problem}"
     where = f"[{', '.join(map(str, f.where))}]" if f.where else ""
     off = f"{f.error:.3g} times what is tolerated"
-    return f"{name}{where}: expected {f.expected:.7g}, received {f.received:.7g}, {off}"
+    return f"{name}{where}: expected {f.expected:.10g}, received {f.received:.10g}, {off}"
 
 
 def verdicts(failures: Sequence[Finding]) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from microumup import ops
 from microumup.backend import Array
 from microumup.config import ModelConfig
 from microumup.engine import using
-from microumup.fp8 import FORMATS, quantize
+from microumup.fp8 import FORMATS, Format, quantize
 from microumup.interop.cases import FLOAT8, PAIRS, Arrays, Case, Settings, run, run_pair
 from microumup.lab.mistakes import ZOO, eq_22_as_printed, planted
 from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
@@ -205,11 +205,11 @@ def float8(name: str, dtype: Any) -> Way:
     return way
 
 
-def rounded(how: Callable[[Array], Array]) -> Way:
-    """Another rounding of |x|/step to whole numbers."""
+def rounded(how: Callable[[Array], Array], formats: dict[str, Format] = FORMATS) -> Way:
+    """Another rounding of |x|/step to whole numbers, in other formats of these names."""
 
     def way(t: Try) -> Arrays:
-        fmt, x = FORMATS[t.s["format"]], t.i["x"]
+        fmt, x = formats[t.s["format"]], t.i["x"]
         size = np.where(np.isfinite(x), np.abs(x), 1.0).astype(np.float64)
         step = 2.0 ** (np.floor(np.log2(np.maximum(size, fmt.min_normal))) - fmt.mantissa_bits)
         y = np.where(np.isfinite(x), how(size / step) * step, np.abs(x))
@@ -218,6 +218,16 @@ def rounded(how: Callable[[Array], Array]) -> Way:
         return {name: np.copysign(a, x).astype(np.float32) for name, a in found.items()}
 
     return way
+
+
+def toward_zero(y: Array) -> Array:
+    """To the nearest whole number, ties to the smaller."""
+    return np.ceil(y - 0.5)
+
+
+FNUZ = {
+    "e4m3": Format("e4m3", 3, -7, 240.0, 2.0**-7, 2.0**-10), "e5m2": Format("e5m2", 2, -15, 57344.0, 2.0**-15, 2.0**-17)
+}  # fmt: skip
 
 
 def flushed(t: Try) -> Arrays:
@@ -382,6 +392,8 @@ WAYS: dict[str, Ways] = {
     "fp8_round": (
         *_FLOAT8S,
         ("ties go away from zero, not to the even neighbour", rounded(lambda y: np.floor(y + 0.5))),
+        ("ties go toward zero, not to the even neighbour", rounded(toward_zero)),
+        ("a bias larger by 1 (fnuz), E4M3's max 240 instead of 448; and ties go toward zero", rounded(toward_zero, FNUZ)),
         ("it rounds toward zero, not to the nearest", rounded(np.floor)),
         ("subnormals are flushed to zero", no_subnormals),
         ("past max there is NaN or infinity, where it should saturate",
