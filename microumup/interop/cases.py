@@ -296,8 +296,7 @@ def _draw(name: str, dtype: str, shapes: Shapes) -> Arrays:
         else:
             found[key] = np.asarray(rng.standard_normal(shape), dtype)
     if name.startswith("adamw"):
-        size = found["g"].size
-        found["g"] *= np.asarray(10.0 ** -np.linspace(0, 8, size), dtype).reshape(found["g"].shape)
+        found["g"] *= _powers_of_2(0, -27, found["g"].shape, dtype)  # 2^-27 is about ε
         found["m"] *= found["g"]
         found["v"] = (found["v"] * found["g"]) ** 2
         if ".t1." in name:
@@ -305,6 +304,12 @@ def _draw(name: str, dtype: str, shapes: Shapes) -> Arrays:
     if "dy" in shapes and shapes["dy"] == ():
         found["dy"] = np.asarray(1.0, dtype)
     return found
+
+
+def _powers_of_2(first: int, last: int, shape: tuple[int, ...], dtype: str) -> Array:
+    """Whole powers, which every machine has to the bit."""
+    exponents = np.rint(np.linspace(first, last, int(np.prod(shape)))).astype(int)
+    return np.ldexp(np.ones(shape, dtype), exponents.reshape(shape))
 
 
 def fp8_cases() -> Iterator[Case]:
@@ -327,8 +332,8 @@ def fp8_cases() -> Iterator[Case]:
             "scale": UnitScaled.linear(11**-0.5, 11**-0.5, 12)._asdict(),
         }  # fmt: skip
         arrays = _draw(case, "float32", {"x": (12, 11), "w": (5, 11), "dy": (12, 5)})
-        arrays["x"] *= 2.0 ** np.linspace(-12, 10, 11, dtype=np.float32)  # from flushed to saturated, in both formats
-        arrays["dy"] *= 2.0 ** np.linspace(-12, 3, 5, dtype=np.float32)
+        arrays["x"] *= _powers_of_2(-12, 10, (11,), "float32")  # from flushed to saturated, in both formats
+        arrays["dy"] *= _powers_of_2(-12, 3, (5,), "float32")
         yield Case(case, "linear_fp8", "float32", BOTH, settings, arrays)
 
 
