@@ -99,7 +99,7 @@ def _sign(ratio: float) -> str:
     return "minus " if ratio < 0 else ""
 
 
-def name_factor(found: float, right: float, name: str, values: dict[str, float], tolerance: float = 1e-4) -> list[str]:
+def name_factor(found: float, right: float, name: str, values: dict[str, float], tolerance: float = 1e-5) -> list[str]:
     """Words for a factor that is `found` where `right`, called `name`, should be: made of powers of `values`."""
 
     def is_(value: float) -> bool:

@@ -174,14 +174,14 @@ def _cell(w: Weight, shape: Shape, what: str, given: float, right: float, tolera
             if key == "1":
                 return f"{w.type} {what} is 1: {name} is missing"
             return f"{w.type} {what} is {key}{f', {whose}' if whose else ''}, not {name}"
-    words = name_factor(given, right, name, _values(shape), tolerance)
+    words = name_factor(given, right, name, _values(shape), EXACT) if tolerance <= EXACT else []
     return f"{w.type} {what}: {words[0]}" if words else f"{w.type} {what} is {given:.4g}, not {name}"
 
 
 def _values(shape: Shape) -> dict[str, float]:
     values = {
         "fan_in": shape.fan_in, "fan_out": shape.fan_out, "base width": shape.base_fan_in, "L": shape.depth,
-        "σ_init": shape.sigma_init, "η̂_emb": shape.eta_emb, "2": 2.0,
+        "σ_init": shape.sigma_init, "η̂_emb": shape.eta_emb,
     }  # fmt: skip
     return {key: float(v) for key, v in values.items() if not isclose(v, 1)}
 

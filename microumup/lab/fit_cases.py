@@ -15,7 +15,7 @@ from microumup.lab.fit_scale import Subject
 from microumup.ops import Output, Saved, causal_mask, split_heads
 
 _erf = np.vectorize(erf, otypes=[np.float64])
-HEADS, BATCH = 4, 8
+HEADS, BATCH = 4, 4
 
 
 def gelu(x: Array, *, alpha: float = 1.0) -> Array:
@@ -86,11 +86,11 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *, alpha: float, seq_len: int, h
     return ops.attention(q, k, v, head_dim=head_dim, score_scale=alpha / head_dim)
 
 
-SIZES = {"seq_len": (32, 128), "head_dim": (16, 64)}
+SIZES = {"seq_len": (32, 96), "head_dim": (16, 64)}
 gated_silu = Subject(_gated, lambda rng: [rng.standard_normal((64, 2048)) for _ in range(2)], {})
 attention = Subject(_attention, _qkv, SIZES)
 softcapped_attention = Subject(primitive(softcapped_attention_forward, softcapped_attention_backward), _qkv, SIZES)
 grouped_query_attention = Subject(
     primitive(grouped_query_attention_forward, grouped_query_attention_backward), _qkv,
-    {"seq_len": (32, 128), "head_dim": (16, 64), "group": (1, 4)},
+    {"seq_len": (32, 96), "head_dim": (16, 64), "group": (1, 4)},
 )  # fmt: skip

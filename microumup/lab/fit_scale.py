@@ -29,7 +29,7 @@ from microumup.engine import Op, Tensor, backpropagate
 from microumup.multipliers import log_interpolate
 from microumup.ranges import rms_of
 
-ELEMENTS = 1 << 17  # of an array of a function that goes element by element: scales are then good to 0.3 %
+ELEMENTS = 1 << 16  # of an array of a function that goes element by element: scales are then good to 0.5 %
 WIDE = 0.10  # error from which on the rule is said not to hold
 Sizes = dict[str, int]
 
