@@ -65,28 +65,29 @@ def run(op: str, inputs: Arrays, settings: Settings) -> Arrays:
     return RUNS[op](inputs, settings)
 
 
-def keywords(settings: Settings, function: Callable[..., Any]) -> Settings:
-    """The settings that `function` has parameters for, its factors as a Scale. All of them, if it takes any keyword.
+def keywords(settings: Settings, function: Callable[..., Any], arrays: int) -> Settings:
+    """The settings that `function` has parameters for, behind those of its arrays; factors as a Scale.
 
     Raises ValueError for a keyword that it needs and no setting has.
     """
-    found = dict(settings)
-    for name in ("scale", "loss_scale"):
-        if factors := found.get(name):
-            found[name] = ResidualScale(**factors) if "a" in factors else Scale(**factors)
-    parameters = signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return found
+    try:
+        parameters = list(signature(function).parameters.values())[arrays:]
+    except ValueError:  # one that is built in is given arrays alone
+        return {}
+    parameters = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     for p in parameters:
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in found:
-            raise ValueError(f"{p.name} is none of the settings: {', '.join(found)}")
-    return {p.name: found[p.name] for p in parameters if p.name in found and p.kind is p.KEYWORD_ONLY}
+        if p.default is p.empty and p.name not in settings:
+            raise ValueError(f"{p.name} is none of the settings: {', '.join(settings)}")
+    found = {p.name: settings[p.name] for p in parameters if p.name in settings}
+    for name in {"scale", "loss_scale"} & set(found):
+        found[name] = (ResidualScale if "a" in found[name] else Scale)(**found[name])
+    return found
 
 
 def run_pair(forward: Forward, backward: Backward, inputs: Arrays, settings: Settings) -> Arrays:
     """y and the gradients of a pair like those of `ops.py`, for the cotangent that `inputs` have as dy."""
     *names, _ = inputs
-    y, saved = forward(*(inputs[name] for name in names), **keywords(settings, forward))
+    y, saved = forward(*(inputs[name] for name in names), **keywords(settings, forward, len(names)))
     grads = zip(names, backward(inputs["dy"], saved), strict=True)
     return {"y": np.asarray(y)} | {f"d{name}": g for name, g in grads if g is not None}
 
@@ -113,7 +114,7 @@ def linear_fp8(inputs: Arrays, settings: Settings) -> Arrays:
 
 def one_adamw(inputs: Arrays, settings: Settings) -> Arrays:
     """w, m and v after one update."""
-    new = adamw(*inputs.values(), **keywords(settings, adamw))
+    new = adamw(*inputs.values(), **keywords(settings, adamw, len(inputs)))
     return {f"new_{name}": a for name, a in zip("wmv", new, strict=True)}
 
 

@@ -9,7 +9,7 @@ A cause is a few words and what the outputs would be. Three kinds, from the most
 A cause explains a failure when it gives that output; one that also gives all other outputs of the case goes first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from math import isclose, log, sqrt
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from microumup.backend import Array
 from microumup.interop.cases import Arrays, Case
-from microumup.interop.ways import Try, alternatives
+from microumup.interop.fp8_ways import FP8_WAYS
+from microumup.interop.ways import FACTORS_ASTRAY, WAYS, Try, Way, of_models
 
 Same = Callable[..., bool]
 FP8 = ("fp8_decode", "fp8_round")
@@ -28,7 +29,8 @@ LARGEST = 1 << 22  # elements of an input: what is larger was not written by us,
 def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: Same) -> dict[str, list[str]]:
     """Words of all causes that explain each of the outputs `failed`, those first that explain the whole case."""
     found: dict[str, list[str]] = {name: [] for name in failed}
-    comparable = {name: a for name, a in received.items() if (name in true and np.isfinite(a).all()) or case.op in FP8}
+    usable = {name: a for name, a in received.items() if name in true and a.dtype.kind == "f"}
+    comparable = {name: a for name, a in usable.items() if case.op in FP8 or np.isfinite(a).all()}
     whole: dict[str, list[str]] = {name: [] for name in failed}
     trial = Try(case if "losses" in received else without_training(case))
     small = sum(a.size for a in case.inputs.values()) <= LARGEST
@@ -43,7 +45,7 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
             if not same(case, name, true[name], given[name]):
                 (whole if agrees >= set(comparable) else found)[name].append(words)
     for name in failed:
-        if name in received:
+        if name in comparable:
             found[name] = [
                 *orders(case, name, true, received[name], same),
                 *factors(case, name, true[name], received[name], same),
@@ -52,6 +54,16 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
             if not whole[name] + found[name]:
                 found[name] = precision(case, name, true[name], received[name])
     return {name: whole[name] + found[name] for name in failed}
+
+
+def alternatives(case: Case) -> Iterator[tuple[str, Way]]:
+    """Words, and the way: the special ones before the general."""
+    op = {"attention_cached": "attention", "rope_offset": "rope", "model_fp8": "model"}.get(case.op, case.op)
+    yield from (WAYS | FP8_WAYS).get(op, ())
+    if case.settings.get("scale", {}).get("y", 1.0) != 1.0:
+        yield from FACTORS_ASTRAY
+    if op in ("plan", "model"):
+        yield from of_models(case)
 
 
 def without_training(case: Case) -> Case:

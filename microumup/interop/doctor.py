@@ -83,7 +83,7 @@ def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
         found.append(Symptom("(all)", "type", 1.0, 0.0, rule))
     rates = []
     for g in groups:
-        right, shape = expected(config, g)
+        right, _ = expected(config, g)
         if g.get("lr") is not None:
             rates.append(g["lr"] / (eta * right.C))
     if (

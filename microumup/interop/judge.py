@@ -24,7 +24,7 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES = {
-    "bits": Tolerance(0.0, "bits", "A value of FP8 is right or wrong. Signs of zeros count; any NaN is as good as another."),
+    "bits": Tolerance(0.0, "bits", "A value of FP8 is right or wrong. Signs of zeros count; a NaN is a NaN."),
     "numbers": Tolerance(1e-12, "element", "A few powers and logarithms, each good to 1e-16."),
     "float64": Tolerance(
         1e-11, "rms", "Sums of at most some hundred terms: another order moves them by 1e-14 of the terms' size, which "
@@ -36,8 +36,8 @@ TOLERANCES = {
     "trained float32": Tolerance(
         1e-4, "rms of all", "The same in float32: single elements may take another step, all together may not."),
     "fp8": Tolerance(
-        1e-2, "rms of all", "float32 sums in another order move single values of FP8 to a neighbour, 1/16 to 1/4 away."),
-    "trained fp8": Tolerance(5e-2, "rms of all", "The same over twenty updates, each made of the rounding of the last."),
+        1e-2, "rms of all", "float32 sums in another order move single values of FP8 to a neighbour, 1/8 away."),
+    "trained fp8": Tolerance(5e-2, "rms of all", "The same over twenty updates, each upon the roundings of the last."),
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def judge(case: Case, received: Arrays, outputs: Sequence[str] = (), *, any_floa
 
 
 def explained(findings: Iterable[Finding], received: dict[str, Arrays]) -> list[Finding]:
-    """The findings, each failure with its causes: of those that explain it, first what explains most failures of its op.
+    """The findings, each failure with its causes: of those that explain it, first what explains most of its op's.
 
     `received` are the outputs by name of the case.
     """

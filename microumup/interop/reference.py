@@ -95,8 +95,8 @@ def _config(function: Callable[..., Any], case: Case) -> dict[str, Any]:
 def _cases(op: str, scheme: str, dtype: str, only: str) -> list[Case]:
     cases = list(all_cases())
     for name, value, known in (
-        ("op", op, sorted({case.op for case in cases})), ("scheme", scheme, sorted({s for c in cases for s in c.schemes})),
-        ("dtype", dtype, ["float32", "float64"]),
+        ("op", op, sorted({case.op for case in cases})),
+        ("scheme", scheme, sorted({s for c in cases for s in c.schemes})), ("dtype", dtype, ["float32", "float64"]),
     ):  # fmt: skip
         if value not in known:
             raise ValueError(f"check: {name} {value!r} is unknown; choose from {', '.join(known)}")
@@ -111,7 +111,7 @@ def _cases(op: str, scheme: str, dtype: str, only: str) -> list[Case]:
 
 def _outputs(case: Case, forward: Callable[..., Any], backward: Callable[..., Any] | None, of: Framework) -> Arrays:
     """What a candidate makes of a case, as NumPy arrays by the names of the outputs."""
-    settings = keywords(case.settings, forward)
+    settings = keywords(case.settings, forward, sum(name != "dy" for name in case.inputs))
     if case.op not in PAIRS and case.op not in ("residual", "linear_fp8"):
         y = forward(*(of.put(a) for a in case.inputs.values()), **settings)
         return _named(case, y, of)

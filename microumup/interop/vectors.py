@@ -40,7 +40,7 @@ READ_ME = (
     "`outputs` lists to outputs/FILE under the same names, with the same shapes and dtypes. Then run "
     "`python -m microumup vectors check DIR`. y is the op's output, dNAME the gradient of the input NAME for the "
     "cotangent dy. `scale` has the factors to use: y of the output, dx of the gradient of every activation, dw of the "
-    "weight; they are what u-µP's rules give for the other settings. A residual layer is y = a f(x) + b x, f(x) = x wT; "
+    "weight; they are what u-µP gives for the other settings. A residual layer is y = a f(x) + b x, f(x) = x wT; "
     "its gradient enters f times dbranch, and leaves it times dbase. Weights are (fan_out, fan_in), an embedding "
     "(V, D); heads are neighbours in D; RoPE turns neighbours (2i, 2i+1); batch_tokens counts tokens, and seq_len is "
     "the training length, whatever the input's. A model trains with AdamW at constant eta times each weight's C, "

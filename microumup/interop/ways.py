@@ -1,7 +1,7 @@
 """Other ways to do an op, a Plan or a model: the mistakes that people make, each run on the inputs of a case.
 
 `causes.py` tries them on what a candidate put out. WAYS has them by op: words, and a function that makes of a Try the
-outputs that the case would have if it were done so, or some of them.
+outputs that the case would have if it were done so, or some of them. Those of FP8 are in `fp8_ways.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,15 +11,13 @@ from math import erf, log, sqrt
 from typing import Any
 from unittest.mock import patch
 
-import ml_dtypes
 import numpy as np
 
 from microumup import ops
 from microumup.backend import Array
 from microumup.config import ModelConfig
 from microumup.engine import using
-from microumup.fp8 import FORMATS, Format, quantize
-from microumup.interop.cases import FLOAT8, PAIRS, Arrays, Case, Settings, run, run_pair
+from microumup.interop.cases import PAIRS, Arrays, Case, Settings, run, run_pair
 from microumup.lab.mistakes import ZOO, eq_22_as_printed, planted
 from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
 from microumup.parametrization import SCHEMES
@@ -57,16 +55,6 @@ class Try:
 
 Way = Callable[[Try], Arrays]
 Ways = tuple[tuple[str, Way], ...]
-
-
-def alternatives(case: Case) -> Iterator[tuple[str, Way]]:
-    """Words, and the way: the special ones before the general."""
-    op = {"attention_cached": "attention", "rope_offset": "rope", "model_fp8": "model"}.get(case.op, case.op)
-    yield from WAYS.get(op, ())
-    if case.settings.get("scale", {}).get("y", 1.0) != 1.0:
-        yield from FACTORS_ASTRAY
-    if op in ("plan", "model"):
-        yield from of_models(case)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,9 +109,9 @@ def by_halves(head_dim: int) -> Array:
     return np.arange(head_dim).reshape(2, -1).T.ravel()
 
 
-def turned_back(x: Array, **settings: Any) -> tuple[Array, Array]:
+def turned_back(x: Array, *, head_dim: int, base: float, start: int) -> tuple[Array, Array]:
     """RoPE's forward that turns the other way."""
-    _, turn = ops.rope_forward(x, **settings)
+    _, turn = ops.rope_forward(x, head_dim=head_dim, base=base, start=start)
     return ops.rope_backward(x, turn)[0], turn.conj()
 
 
@@ -190,91 +178,6 @@ def update(step: Callable[..., Array]) -> Way:
     return way
 
 
-def float8(name: str, dtype: Any) -> Way:
-    """FP8 of another dtype, where the format is `name`."""
-
-    def way(t: Try) -> Arrays:
-        if t.s["format"] != name:
-            return {}
-        if t.op == "fp8_decode":
-            return {"value": t.i["code"].view(dtype).astype(np.float32)}
-        x, most = t.i["x"], float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
-        return {"saturating": np.clip(x, -most, most).astype(dtype).astype(np.float32),
-                "nonsaturating": x.astype(dtype).astype(np.float32)}  # fmt: skip
-
-    return way
-
-
-def rounded(how: Callable[[Array], Array], formats: dict[str, Format] = FORMATS) -> Way:
-    """Another rounding of |x|/step to whole numbers, in other formats of these names."""
-
-    def way(t: Try) -> Arrays:
-        fmt, x = formats[t.s["format"]], t.i["x"]
-        size = np.where(np.isfinite(x), np.abs(x), 1.0).astype(np.float64)
-        step = 2.0 ** (np.floor(np.log2(np.maximum(size, fmt.min_normal))) - fmt.mantissa_bits)
-        y = np.where(np.isfinite(x), how(size / step) * step, np.abs(x))
-        past = np.nan if fmt.name == "e4m3" else np.inf
-        found = {"saturating": np.minimum(y, fmt.max), "nonsaturating": np.where(y > fmt.max, past, y)}
-        return {name: np.copysign(a, x).astype(np.float32) for name, a in found.items()}
-
-    return way
-
-
-def toward_zero(y: Array) -> Array:
-    """To the nearest whole number, ties to the smaller."""
-    return np.ceil(y - 0.5)
-
-
-FNUZ = {
-    "e4m3": Format("e4m3", 3, -7, 240.0, 2.0**-7, 2.0**-10), "e5m2": Format("e5m2", 2, -15, 57344.0, 2.0**-15, 2.0**-17)
-}  # fmt: skip
-
-
-def flushed(t: Try) -> Arrays:
-    """No number between 0 and the smallest normal one."""
-    least = t.s["min_normal"]
-    return {name: np.where(np.abs(a) < least, np.copysign(np.float32(0), a), a) for name, a in t.right.items()}
-
-
-def no_subnormals(t: Try) -> Arrays:
-    """The same, but x goes to the nearer of the two."""
-    x, least = t.i["x"], np.float32(t.s["min_normal"])
-    near = np.copysign(np.rint(np.abs(x) / least) * least, x)
-    return {name: np.where(np.abs(x) < least, near, a) for name, a in t.right.items()}
-
-
-def max_480(t: Try) -> Arrays:
-    """E4M3 whose code of NaN is the number 480."""
-    if t.s["format"] != "e4m3":
-        return {}
-    x = np.float32(480) * np.where(np.arange(256) < 128, 1, -1) if "code" in t.i else t.i["x"]
-    past = (np.abs(x) > 464) & (np.isnan(t.right["value"]) if "code" in t.i else True)
-    return {name: np.where(past, np.copysign(np.float32(480), x), a) for name, a in t.right.items()}
-
-
-def before_cast(tensor: str, *outputs: str) -> Way:
-    """A factor that is put on an operand before its cast, not on the product."""
-
-    def way(t: Try) -> Arrays:
-        found = dict(t.right)
-        for name in outputs:
-            moved = {tensor: (t.i[tensor] * np.float32(t.scale[name])).astype(np.float32)}
-            found[name] = t.again(moved, {name: 1.0})[name]
-        return found
-
-    return way
-
-
-def per_tensor(t: Try) -> Arrays:
-    """Every operand scaled so that its largest element is max, and back."""
-    cast: Arrays = {}
-    for name, a in t.i.items():
-        fmt = FORMATS[t.s["formats"][name]]
-        back = np.float32(np.abs(a).max() / fmt.max)
-        cast[name] = quantize(a / back, fmt) * back
-    return t.again(cast, formats=dict.fromkeys(t.i, "none"))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The ways
 
@@ -286,17 +189,6 @@ FACTORS_ASTRAY: Ways = (
     ("the factor is missing forward, though not backward", lambda t: t.again(scale={"y": 1.0})),
 )  # fmt: skip
 
-_FLOAT8S: Ways = (
-    ("E4M3 with infinities, max 240 instead of 448", float8("e4m3", ml_dtypes.float8_e4m3)),
-    ("E4M3 of bias 8 (fnuz), max 240 instead of 448", float8("e4m3", ml_dtypes.float8_e4m3fnuz)),
-    ("E5M2 of bias 16 (fnuz)", float8("e5m2", ml_dtypes.float8_e5m2fnuz)),
-    ("E5M2 in place of E4M3", float8("e4m3", ml_dtypes.float8_e5m2)),
-    ("E4M3 in place of E5M2", float8("e5m2", ml_dtypes.float8_e4m3fn)),
-    ("max 480: the code of NaN is taken for a number", max_480),
-    ("subnormals are flushed to zero", flushed),
-    ("the sign of zero is lost", lambda t: {n: np.where(a == 0, np.float32(0), a) for n, a in t.right.items()}),
-)
-
 WAYS: dict[str, Ways] = {
     "embedding": (("rows of tokens that occur twice are overwritten, not added up", overwriting),),
     "rms_norm": (
@@ -304,7 +196,8 @@ WAYS: dict[str, Ways] = {
          lambda t: t.pair(backward=lambda dy, saved: (dy * saved[1],))),
         ("ε stands outside of the root", rms_norm_by(lambda square, eps, D: np.sqrt(square) + eps)),
         ("ε is missing", lambda t: t.again(eps=0.0)),
-        ("the mean is taken off, as in LayerNorm", rms_norm_by(lambda square, eps, D: np.sqrt(square + eps), center=True)),
+        ("the mean is taken off, as in LayerNorm",
+         rms_norm_by(lambda square, eps, D: np.sqrt(square + eps), center=True)),
         ("a sum of squares in place of their mean", rms_norm_by(lambda square, eps, D: np.sqrt(D * square + eps))),
     ),
     "rope": (
@@ -346,7 +239,8 @@ WAYS: dict[str, Ways] = {
         ("a GELU in place of the SiLU", gated_gelu),
     ),
     "residual": (
-        ("a on the dy of the branch, not at its base", lambda t: t.again(scale={"dbranch": t.scale["a"], "dbase": 1.0})),
+        ("a on the dy of the branch, not at its base",
+         lambda t: t.again(scale={"dbranch": t.scale["a"], "dbase": 1.0})),
         ("a both on the dy of the branch and at its base", lambda t: t.again(scale={"dbranch": t.scale["a"]})),
         ("a nowhere in the backward", lambda t: t.again(scale={"dbase": 1.0})),
         ("a is there twice forward", lambda t: t.again(scale={"a": t.scale["a"] ** 2})),
@@ -356,7 +250,8 @@ WAYS: dict[str, Ways] = {
         ("no factors: R' = f(R) + R", lambda t: t.again(scale={"a": 1.0, "b": 1.0, "dbase": 1.0})),
         ("τ as eq. (22) prints it, without squares", lambda t: branch(
             t, eq_22_as_printed(t.s["branches"], 0, t.s["alpha_res"], t.s["alpha_res_attn_ratio"]))),
-        ("τ taken for a ratio of standard deviations", lambda t: branch(t, taus(t.s, 1, t.s["alpha_res_attn_ratio"], 2))),
+        ("τ taken for a ratio of standard deviations",
+         lambda t: branch(t, taus(t.s, 1, t.s["alpha_res_attn_ratio"], 2))),
         ("√τ taken for τ", lambda t: branch(t, taus(t.s, 1, t.s["alpha_res_attn_ratio"], 0.5))),
         ("L counts layers, not branches: that is umup-iclr",
          lambda t: branch(t, taus(t.s, sqrt(2), t.s["alpha_res_attn_ratio"]))),
@@ -380,36 +275,14 @@ WAYS: dict[str, Ways] = {
         ("the decay is multiplied by the learning rate", lambda t: t.again(decay=t.s["lr"] * t.s["decay"])),
         ("the decay is part of the gradient (L2), not decoupled",
          lambda t: t.again({"g": t.i["g"] + t.s["decay"] * t.i["w"]}, decay=0.0)),
-        ("ε stands under the root", update(lambda w, m, v, mh, vh, lr, d, eps: (1 - d) * w - lr * mh / np.sqrt(vh + eps))),
+        ("ε stands under the root",
+         update(lambda w, m, v, mh, vh, lr, d, eps: (1 - d) * w - lr * mh / np.sqrt(vh + eps))),
         ("no bias correction", update(lambda w, m, v, mh, vh, lr, d, eps: (1 - d) * w - lr * m / (np.sqrt(v) + eps))),
         ("the decay is taken from the updated weight",
          update(lambda w, m, v, mh, vh, lr, d, eps: (1 - d) * (w - lr * mh / (np.sqrt(vh) + eps)))),
         ("there is no decay", lambda t: t.again(decay=0.0)),
         ("β1 and β2 are swapped", lambda t: t.again(betas=t.s["betas"][::-1])),
         ("no root of v", update(lambda w, m, v, mh, vh, lr, d, eps: (1 - d) * w - lr * mh / (vh + eps))),
-    ),
-    "fp8_decode": _FLOAT8S,
-    "fp8_round": (
-        *_FLOAT8S,
-        ("ties go away from zero, not to the even neighbour", rounded(lambda y: np.floor(y + 0.5))),
-        ("ties go toward zero, not to the even neighbour", rounded(toward_zero)),
-        ("a bias larger by 1 (fnuz), E4M3's max 240 instead of 448; and ties go toward zero", rounded(toward_zero, FNUZ)),
-        ("it rounds toward zero, not to the nearest", rounded(np.floor)),
-        ("subnormals are flushed to zero", no_subnormals),
-        ("past max there is NaN or infinity, where it should saturate",
-         lambda t: t.right | {"saturating": t.right["nonsaturating"]}),
-        ("past max it saturates, where a plain cast has NaN or infinity",
-         lambda t: t.right | {"nonsaturating": t.right["saturating"]}),
-    ),
-    "linear_fp8": (
-        ("nothing is cast", lambda t: t.again(formats=dict.fromkeys(t.i, "none"))),
-        *((f"{name} is {f'cast to {fmt.upper()}' if fmt in FLOAT8 else 'not cast'}",
-           lambda t, n=name, f=fmt: t.again(formats=t.s["formats"] | {n: f}))
-          for name in ("dy", "x", "w") for fmt in ("none", *FLOAT8)),
-        ("the factor is on x before its cast, not after the matmul", before_cast("x", "y")),
-        ("the factor is on w before its cast, not after the matmul", before_cast("w", "y", "dx")),
-        ("the factor is on dy before its cast, not after the matmul", before_cast("dy", "dx", "dw")),
-        ("operands are scaled to their largest element (per-tensor scaling)", per_tensor),
     ),
     "model": (
         ("the gradients are those of the mean loss, without Table 4's backward factors", lambda t: t.right | {

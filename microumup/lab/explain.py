@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_options(parser, TrainConfig)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
     parser.add_argument("--against", type=Path, metavar="FILE", help="hold the parameter groups in a JSON file against "
-                        "the plan, and say which rule is broken where (format: microumup/interop/doctor.py)")  # fmt: skip
+                        "the plan: which rules they break (its format: docs/porting.md)")  # fmt: skip
     cli.shared(parser, "quiet", json="the ledger with every parameter, or what --against found")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):

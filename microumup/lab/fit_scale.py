@@ -5,9 +5,9 @@ App. B models the scale of an op's output over the multiplier α before it as
     σ(α) = log_interpolate(1/(1 + c/α²), upper, lower)         log_interpolate(w, u, l) = exp(w log u + (1 - w) log l)
 
 gated_silu has c = 1, causal attention c = 4K and √(log s/s) as lower. Here c, upper and lower are fitted to what an op
-measures on unit-scale inputs, in the form that fits best. Scale is the root mean square, as a matmul behind it feels it.
+measures on unit-scale inputs, in the form that fits best. Scale is the root mean square, which a matmul behind it feels.
 A branch needs one factor forward and backward (the cut-edge rule): the rule is the output's, and what it leaves of the
-gradients is said. Name a function of arrays that goes element by element, f(x, …, alpha=1.0) or f(x, …), or a Subject.
+gradients is said. Name a function of arrays that goes element by element, f(x, …, alpha=1.0) or f(x), or a Subject.
 """
 
 import json
@@ -170,8 +170,8 @@ def fit(measured: list[Measured], output: str = "y") -> Rule:
         for c in 2.0 ** np.arange(-8, 8.01, 1 / 16):
             w = 1 / (1 + c * c_by / alphas**2)
             solution, *_ = np.linalg.lstsq(np.stack([w, 1 - w], 1), target - (1 - w) * np.log(lower_by), rcond=None)
-            numbers = (float(f"{x:.3g}") for x in (c, *np.exp(solution)))
-            rule = Rule(form, *numbers, 0.0)
+            c_, upper, lower = (float(f"{x:.3g}") for x in (c, *np.exp(solution)))
+            rule = Rule(form, c_, upper, lower, 0.0)
             errors = [abs(rule(m.alpha, m.sizes) / m.rms[output] - 1) for m in measured]
             if best is None or max(errors) < 0.98 * best[0]:  # a form with more in it has to pay
                 best = max(errors), rule._replace(error=max(errors))
@@ -208,8 +208,8 @@ def code(name: str, rule: Rule, measured: list[Measured]) -> str:
     arguments = ["alpha"] * has_alpha + sizes
     value = f"log_interpolate(1 / (1 + {c}), {rule.upper:g}, {lower})" if has_alpha else f"{rule.upper:g}"
     points = [m for m in measured if m.alpha in (alphas[0], 1.0, alphas[-1])]
-    points = list({tuple([m.alpha] * has_alpha + [m.sizes[n] for n in sizes]): m for m in points}.items())
-    rows = "\n".join(f"        ({''.join(f'{x}, ' for x in key)}{m.rms['y']:.4g})," for key, m in points)
+    by_arguments = {tuple([m.alpha] * has_alpha + [m.sizes[n] for n in sizes]): m.rms["y"] for m in points}
+    rows = "\n".join(f"        ({''.join(f'{x}, ' for x in key)}{rms:.4g})," for key, rms in by_arguments.items())
     typed = ", ".join(f"{a}: {'float' if a == 'alpha' else 'int'}" for a in arguments)
     loop = ", ".join([*arguments, "measured"])
     imports = ["log", "sqrt"] if sizes and "sqrt" in lower else []

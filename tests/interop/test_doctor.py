@@ -119,12 +119,16 @@ def test_a_move_along_the_abc_symmetry_is_no_broken_rule_but_said() -> None:
     for g in file["groups"]:
         g |= {key: moved(key)(g) for key in ("init_std", "multiplier", "lr")}
         del g["multiplier_backward"], g["weight_decay"]
-    assert rules(file) == ["moved along the abc-symmetry: the same training with Adam, but not at unit scale, as FP8 needs it"]
+    assert rules(file) == [
+        "moved along the abc-symmetry: the same training with Adam, but not at unit scale, as FP8 needs it"
+    ]
 
 
 def test_pytorch_s_adamw_multiplies_the_decay_by_the_learning_rate() -> None:
     file = groups() | {"decay_times_lr": True}
-    assert rules(file) == ["decay is multiplied by LR: it is independent (Table 6); pass λ/lr where the optimizer multiplies"]
+    assert rules(file) == [
+        "decay is multiplied by LR: it is independent (Table 6); pass λ/lr where the optimizer multiplies"
+    ]
     assert rules(groups(weight_decay=lambda g: CONFIG.weight_decay / g["lr"]) | {"decay_times_lr": True}) == []
 
 
@@ -147,7 +151,7 @@ def test_a_measured_std_has_its_sampling_error() -> None:
         ("unembed", "output"), ("readout.w", "output"), ("blocks.0.attn.wq", "hidden"), ("layers.3.mlp.up", "hidden"),
     ],
 )  # fmt: skip
-def test_a_type_is_read_off_a_name(name: str, type: str) -> None:  # noqa: A002
+def test_a_type_is_read_off_a_name(name: str, type: str) -> None:
     assert doctor.kind_of({"name": name}) == type
     assert doctor.kind_of({"name": name, "type": "hidden"}) == "hidden"
 

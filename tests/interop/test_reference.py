@@ -1,4 +1,4 @@
-"""Right candidates pass, wrong ones do not, and the cause is named; over NumPy, PyTorch where it is, and the fused pairs."""
+"""Right candidates pass, wrong ones do not, and the cause is named: in NumPy, PyTorch where it is, the fused pairs."""
 
 import json
 
@@ -63,6 +63,15 @@ def test_a_candidate_that_computes_in_float32_is_judged_as_such() -> None:
         return tuple(g.astype(np.float32) for g in candidate("linear")[1](dy.astype(np.float32), saved))
 
     assert "WRONG" not in reference.check("linear", forward, backward)
+
+
+def test_settings_are_given_to_parameters_of_any_kind() -> None:
+    def silu(x, gate, alpha=1.0):
+        y, _ = candidate("gated_silu")[0](x, gate, alpha=alpha)
+        return y
+
+    assert "WRONG" not in reference.check("gated_silu", silu)
+    assert "WRONG" not in reference.check("rms_norm", lambda x, eps: x / np.sqrt((x * x).mean(-1, keepdims=True) + eps))
 
 
 def test_without_a_backward_numpy_is_asked_for_y_alone() -> None:
@@ -205,7 +214,9 @@ def test_torch_differentiates_by_itself() -> None:
 
     with pytest.raises(AssertionError, match=r"likely cause: the true derivative"):
         reference.check("linear", linear, framework="torch")
-    assert "WRONG" not in reference.check("rope", lambda x, *, head_dim: torch_rope(torch, x, head_dim), framework="torch")
+    assert "WRONG" not in reference.check(
+        "rope", lambda x, *, head_dim: torch_rope(torch, x, head_dim), framework="torch"
+    )
 
 
 def torch_rope(torch, x, head_dim):

@@ -120,7 +120,9 @@ def test_every_op_scheme_dtype_and_factor_is_there() -> None:
     for op in pairs:
         assert {case.dtype for case in found if case.op == op} == {"float64", "float32"}
     assert {case.schemes[0] for case in found if case.op == "plan"} == set(SCHEMES)
-    alphas = {case.op: {c.settings["alpha"] for c in found if c.op == case.op} for case in found if "alpha" in case.settings}
+    alphas = {
+        case.op: {c.settings["alpha"] for c in found if c.op == case.op} for case in found if "alpha" in case.settings
+    }
     assert all(len(alphas[op]) >= 3 for op in ("attention", "gated_silu", "cross_entropy"))
     assert {case.settings["config"]["fp8"] for case in found if case.op.startswith("model")} == {"none", "fp8"}
 
@@ -138,7 +140,9 @@ def test_a_plan_in_the_file_is_the_plan(made: Path) -> None:
     for case in all_cases():
         if case.op == "plan":
             config = cases.ModelConfig(**case.settings["config"])
-            assert plans[case.name] == json.loads(json.dumps(to_json(cases.plan(config, case.settings["batch_tokens"]))))
+            assert plans[case.name] == json.loads(
+                json.dumps(to_json(cases.plan(config, case.settings["batch_tokens"])))
+            )
 
 
 def test_the_fp8_inputs_hold_what_is_difficult() -> None:
@@ -341,7 +345,7 @@ def test_an_index_that_is_no_json_is_refused(answered: Path, refused: Refused, c
 def test_a_link_is_not_followed(answered: Path, tmp_path: Path, refused: Refused, name: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     shutil.move(answered / name, elsewhere)
-    os.symlink(elsewhere, answered / name)
+    (answered / name).symlink_to(elsewhere)
     assert "is a link; put the file itself there" in refused(main, ["check", str(answered)])
 
 
@@ -364,7 +368,9 @@ def test_what_is_no_plain_file_is_not_read(answered: Path, refused: Refused) -> 
 
 
 def test_dtypes_that_numpy_lacks_are_refused(answered: Path, refused: Refused) -> None:
-    header = json.dumps({"linear.2x3x5x7.float64/y": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    header = json.dumps(
+        {"linear.2x3x5x7.float64/y": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    ).encode()
     content = len(header).to_bytes(8, "little") + header + b"\0\0"
     (answered / "outputs" / "linear.safetensors").write_bytes(content)
     assert main_or_refused(answered, refused)

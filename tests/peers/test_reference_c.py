@@ -10,7 +10,18 @@ from microumup.interop.vectors import main, write
 
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler: cc, gcc or clang")
-OPS = ("linear", "readout", "embedding", "rms_norm", "rope", "attention", "gated_silu", "cross_entropy", "residual", "adamw")
+OPS = (
+    "linear",
+    "readout",
+    "embedding",
+    "rms_norm",
+    "rope",
+    "attention",
+    "gated_silu",
+    "cross_entropy",
+    "residual",
+    "adamw",
+)
 CHECK = ["--scheme", "umup", "--only", *(f"{op}.*float64" for op in OPS)]
 
 

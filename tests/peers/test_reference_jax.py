@@ -132,7 +132,9 @@ def logits(w: dict[str, Any], tokens: Any, config: dict[str, Any]) -> Any:
 
         def ffn(h: Any, at: str = f"layer{layer}.") -> Any:
             h = rms_norm(h, eps=c["norm_eps"])
-            return linear(gated_silu(linear(h, w[at + "up"]), linear(h, w[at + "gate"]), alpha=c["alpha_ffn_act"]), w[at + "down"])
+            return linear(
+                gated_silu(linear(h, w[at + "up"]), linear(h, w[at + "gate"]), alpha=c["alpha_ffn_act"]), w[at + "down"]
+            )
 
         x = residual_layer(attn, x, 2 * layer, *res)
         x = residual_layer(ffn, x, 2 * layer + 1, *res)
@@ -214,6 +216,12 @@ def trained(case: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             found |= {"loss": out} | {f"grad.{name}": g for name, g in grads.items()}
         losses.append(out)
         for name in w:
-            settings = {"t": t + 1, "lr": s["eta"] * C[name], "decay": s["weight_decay"], "betas": (0.9, 0.999), "eps": 1e-8}
+            settings = {
+                "t": t + 1,
+                "lr": s["eta"] * C[name],
+                "decay": s["weight_decay"],
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+            }
             w[name], m[name], v[name] = adamw(w[name], grads[name], m[name], v[name], **settings)
     return found | {"losses": jnp.stack(losses)} | {f"trained.{name}": x for name, x in w.items()}

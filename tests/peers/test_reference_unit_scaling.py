@@ -85,12 +85,14 @@ def test_its_fp8_is_another_and_the_report_says_which(name: str) -> None:
     FPFormat = pytest.importorskip("unit_scaling.formats").FPFormat
     formats = {"e4m3": FPFormat(4, 3, "nearest"), "e5m2": FPFormat(5, 2, "nearest")}
 
-    def quantise(x: Any, *, format: str) -> Any:  # noqa: A002 - the name of the setting
+    def quantise(x: Any, *, format: str) -> Any:
         return formats[format].quantise(x)
 
     with pytest.raises(AssertionError) as error:
         reference.check("fp8_round", quantise, framework="torch", only=f"*{name}")
-    assert "likely cause: a bias larger by 1 (fnuz), E4M3's max 240 instead of 448; and ties go toward zero" in str(error.value)
+    assert "likely cause: a bias larger by 1 (fnuz), E4M3's max 240 instead of 448; and ties go toward zero" in str(
+        error.value
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,7 +102,9 @@ def test_its_fp8_is_another_and_the_report_says_which(name: str) -> None:
 def rope(x: Any, config: dict[str, Any]) -> Any:
     """Neighbours of a head as complex numbers, turned; the library leaves it to others."""
     K, T = config["head_dim"], x.shape[1]
-    angle = torch.outer(torch.arange(T, dtype=x.dtype), config["rope_base"] ** (-torch.arange(0, K, 2, dtype=x.dtype) / K))
+    angle = torch.outer(
+        torch.arange(T, dtype=x.dtype), config["rope_base"] ** (-torch.arange(0, K, 2, dtype=x.dtype) / K)
+    )
     turn = torch.polar(torch.ones_like(angle), angle)[:, None]
     return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, K // 2, 2))) * turn).flatten(2)
 
