@@ -9,7 +9,6 @@ from cupy_double import counts
 
 from microumup import backend
 from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, xp_of
-from microumup.cpu import keep_freed_memory
 
 
 @pytest.fixture
@@ -164,16 +163,3 @@ def test_scatter_add_gives_the_same_bits_again(device):
     index, values = rng.integers(10, size=1000), rng.standard_normal((1000, 4)).astype(np.float32)
     first, second = (scatter_add(10, to_device(index, device), to_device(values, device)) for _ in range(2))
     assert to_host(first).tobytes() == to_host(second).tobytes()
-
-
-def test_freed_memory_is_kept_where_the_system_lets_us(monkeypatch):
-    asked = []
-    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *option: asked.append(option)))
-    keep_freed_memory()
-    assert asked == [(-1, 1 << 30), (-3, 1 << 25)]
-
-
-@pytest.mark.parametrize("error", [OSError, AttributeError, TypeError])
-def test_elsewhere_memory_stays_as_it_is(monkeypatch, error):
-    monkeypatch.setattr("ctypes.CDLL", raising(error))
-    keep_freed_memory()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microumup.engine import Tensor, backpropagate, primitive
+from microumup.cpu import Threads
+from microumup.engine import Tensor, backpropagate, primitive, using
 
 add = primitive(lambda x, y: (x + y, None), lambda dy, saved: (dy, dy))
 mul = primitive(lambda x, y: (x * y, (x, y)), lambda dy, saved: (dy * saved[1], dy * saved[0]))
@@ -96,13 +97,11 @@ def test_any_graph_of_sums_and_products_has_the_gradient_of_a_complex_step(graph
         assert np.isclose(0.0 if tensor.grad is None else tensor.grad, true, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_of_two_tapes_add_up_until_cleared():
+def test_gradients_of_two_tapes_add_up():
     x = scalar(3)
     backpropagate(power(x, n=2))
     backpropagate(power(x, n=2))
     assert x.grad == 12
-    x.clear_grad()
-    assert x.grad is None
 
 
 def test_a_chain_of_10000_ops_needs_no_recursion():
@@ -142,25 +141,13 @@ def test_that_test_catches_an_engine_that_adds_in_place(monkeypatch):
         test_a_shared_gradient_is_never_written_to()
 
 
-def test_only_the_third_gradient_is_added_in_place():
-    x, gradients = leaf(0.0), [np.ones(1), np.ones(1), np.ones(1)]
-    x.accumulate(gradients[0])
-    x.accumulate(gradients[1])
-    own = x.grad
-    x.accumulate(gradients[2])
-    assert x.grad is own
-    assert own == 3
+def test_no_gradient_is_added_to_in_place():
+    x, gradients, sums = leaf(0.0), [np.ones(1), np.ones(1), np.ones(1)], []
+    for gradient in gradients:
+        x.accumulate(gradient)
+        sums.append(x.grad)
     assert gradients == [1, 1, 1]
-
-
-def test_a_cleared_tensor_owns_nothing():
-    x, dy = leaf(0.0), np.ones(1)
-    for _ in range(2):
-        x.accumulate(np.ones(1))
-    x.clear_grad()
-    x.accumulate(dy)
-    x.accumulate(np.ones(1))
-    assert dy == 1
+    assert sums == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,3 +322,82 @@ def test_an_op_is_named_after_its_forward():
 )
 def test_a_tensor_says_what_it_is(tensor, text):
     assert repr(tensor) == text
+
+
+def test_a_tensor_knows_the_settings_of_its_op():
+    x = scalar(3)
+    y = power(x, n=2)
+    assert y.settings == {"n": 2}
+    assert (x.settings, mul(x, x).settings) == ({}, {})
+    assert power(np.ones(2), n=2).settings == {}  # a constant keeps nothing
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other pairs for an op
+
+TENFOLD_SUM = {add: (lambda x, y: (10 * (x + y), None), lambda dy, saved: (10 * dy, 10 * dy))}
+TENFOLD_PRODUCT = {mul: (lambda x, y: (10 * x * y, (x, y)), lambda dy, saved: (10 * dy * saved[1], 10 * dy * saved[0]))}
+
+
+def sum_and_product():
+    return float(add(constant(2), constant(3)).data), float(mul(constant(2), constant(3)).data)
+
+
+def test_using_runs_another_pair_within_and_not_outside():
+    assert sum_and_product() == (5, 6)
+    with using(TENFOLD_SUM):
+        assert sum_and_product() == (50, 6)
+    assert sum_and_product() == (5, 6)
+
+
+def test_an_op_is_differentiated_by_the_pair_that_it_ran_by():
+    x, y = scalar(2), scalar(3)
+    with using(TENFOLD_PRODUCT):
+        out = mul(x, y)
+    backpropagate(out)  # outside of it
+    assert (x.grad, y.grad) == (30, 20)
+    out = mul(x, y)
+    with using(TENFOLD_PRODUCT):
+        backpropagate(out)
+    assert (x.grad, y.grad) == (30 + 3, 20 + 2)
+
+
+def test_the_inner_of_two_adds_to_the_outer_and_overrides_it():
+    hundredfold = {add: (lambda x, y: (100 * (x + y), None), lambda dy, saved: (dy, dy))}
+    with using(TENFOLD_SUM):
+        with using(TENFOLD_PRODUCT):
+            assert sum_and_product() == (50, 60)
+        assert sum_and_product() == (50, 6)
+        with using(hundredfold):
+            assert sum_and_product() == (500, 6)
+        with using({}):
+            assert sum_and_product() == (50, 6)
+        assert sum_and_product() == (50, 6)
+
+
+def test_other_pairs_go_along_into_the_threads_of_a_caller():
+    threads = Threads(3)
+    with using(TENFOLD_SUM):
+        assert threads.run(lambda i: sum_and_product()) == [(50, 6)] * 3
+    assert threads.run(lambda i: sum_and_product()) == [(5, 6)] * 3
+
+
+def test_pairs_that_one_thread_uses_are_not_those_of_another():
+    def work(i):
+        with using(TENFOLD_SUM) if i == 1 else using(TENFOLD_PRODUCT):
+            return [sum_and_product() for _ in range(100)]
+
+    assert Threads(2).run(work) == [[(5, 60)] * 100, [(50, 6)] * 100]
+
+
+def test_an_exception_within_puts_the_own_pairs_back():
+    with pytest.raises(ZeroDivisionError), using(TENFOLD_SUM):
+        raise ZeroDivisionError
+    assert sum_and_product() == (5, 6)
+
+
+def test_the_kernels_that_are_passed_are_never_written_to():
+    kernels = dict(TENFOLD_SUM)
+    with using(kernels), using(TENFOLD_PRODUCT):
+        pass
+    assert kernels == TENFOLD_SUM

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from microumup import fp8
+from microumup import cpu, fp8
 from microumup.fp8 import (
     E4M3,
     E5M2,
@@ -15,8 +15,6 @@ from microumup.fp8 import (
     LinearFormats,
     parse_recipe,
     quantize,
-    quantize_nonsaturating,
-    quantize_stochastic,
 )
 
 DTYPES = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
@@ -68,10 +66,8 @@ def random_patterns(count, seed=0):
 
 
 def test_the_limits_are_those_of_the_ocp_specification():
-    assert E4M3[:6] == ("e4m3", 3, -6, 448.0, 2.0**-6, 2.0**-9)
-    assert np.isnan(E4M3.overflow)
-    assert E5M2[:6] == ("e5m2", 2, -14, 57344.0, 2.0**-14, 2.0**-16)
-    assert E5M2.overflow == np.inf
+    assert E4M3 == ("e4m3", 3, -6, 448.0, 2.0**-6, 2.0**-9)
+    assert E5M2 == ("e5m2", 2, -14, 57344.0, 2.0**-14, 2.0**-16)
 
 
 @both_formats
@@ -127,34 +123,25 @@ def test_quantizing_twice_is_quantizing_once(fmt):
 
 
 @both_formats
-@pytest.mark.parametrize("function", [quantize, quantize_nonsaturating, quantize_stochastic])
-def test_no_floating_point_warning(fmt, function):
+def test_no_floating_point_warning(fmt):
     signaling = np.uint32([0x7F800001, 0xFF800001]).view(np.float32)
     x = np.concatenate([bfloat16_patterns(), signaling])
-    extra = (np.random.default_rng(0),) if function is quantize_stochastic else ()
     with warnings.catch_warnings(), np.errstate(all="warn"):
         warnings.simplefilter("error")
-        function(x, fmt, *extra)
+        quantize(x, fmt)
 
 
-@pytest.mark.parametrize("size", [0, 1, fp8.BLOCK - 1, fp8.BLOCK, fp8.BLOCK + 1, 2 * fp8.BLOCK + 3])
+@pytest.mark.parametrize("size", [0, 1, cpu.BLOCK - 1, cpu.BLOCK, cpu.BLOCK + 1, 2 * cpu.BLOCK + 3])
 def test_sizes_around_a_block(size):
     x = random_patterns(size)
     assert_same_bits(quantize(x, E4M3), reference(x, E4M3))
 
 
-def test_out_may_be_x_itself():
-    x = random_patterns(2 * fp8.BLOCK + 3)
-    expected = reference(x, E5M2)
-    assert quantize(x, E5M2, out=x) is x
-    assert_same_bits(x, expected)
-
-
-def test_out_gets_the_result_and_x_is_left_alone():
-    x = random_patterns(2 * fp8.BLOCK + 4).reshape(2, -1)
-    before, out = x.copy(), np.empty_like(x)
-    assert quantize(x, E4M3, out=out) is out
-    assert_same_bits(out, reference(x, E4M3))
+@both_formats
+def test_x_is_left_alone(fmt):
+    x = random_patterns(2 * cpu.BLOCK + 4).reshape(2, -1)
+    before = x.copy()
+    assert not np.shares_memory(quantize(x, fmt), x)
     assert_same_bits(x, before)
 
 
@@ -170,76 +157,17 @@ def test_only_what_cupy_offers_is_used_and_on_the_whole_array_at_once(monkeypatc
     def recorded(name):
         return lambda *args, **kwargs: calls.append(name) or getattr(np, name)(*args, **kwargs)
 
-    names = "asarray bitwise_and clip copysign divide empty empty_like floor maximum multiply rint where"
+    names = (
+        "ascontiguousarray asarray bitwise_and clip copysign divide empty empty_like floor maximum multiply rint where"
+    )
     cupy = types.SimpleNamespace(**{name: recorded(name) for name in names.split()})
-    monkeypatch.setattr(fp8, "xp_of", lambda array: cupy)
-    x = random_patterns(2 * fp8.BLOCK + 3)
+    for module in (fp8, cpu):
+        monkeypatch.setattr(module, "xp_of", lambda array: cupy)
+    x = random_patterns(2 * cpu.BLOCK + 3)
     assert_same_bits(quantize(x, E4M3), reference(x, E4M3))
     assert calls.count("rint") == 1
-    assert_same_bits(quantize_nonsaturating(x, E4M3), cast(x, E4M3))
-    quantize_stochastic(x, E4M3, np.random.default_rng(0))
 
 
-@both_formats
-@pytest.mark.parametrize(
-    "inputs", [codes, midpoints, lambda fmt: bfloat16_patterns()], ids=["codes", "midpoints", "bfloat16"]
-)
-def test_without_saturation_it_is_the_plain_cast(fmt, inputs):
-    assert_same_bits(quantize_nonsaturating(inputs(fmt), fmt), cast(inputs(fmt), fmt))
-
-
-class Draws:
-    """A generator that draws one and the same number, `u`."""
-
-    def __init__(self, u):
-        self.u = u
-
-    def random(self, shape, dtype):
-        return np.full(shape, self.u, dtype)
-
-
-LARGEST_DRAW = 1 - 2.0**-24
-
-
-@both_formats
-@pytest.mark.parametrize("u", [0.0, LARGEST_DRAW])
-def test_stochastic_rounding_leaves_values_of_the_format(fmt, u):
-    x = codes(fmt)[~np.isinf(codes(fmt))]
-    assert_same_bits(quantize_stochastic(x, fmt, Draws(u)), x)
-
-
-@both_formats
-@pytest.mark.parametrize("u", [0.0, 0.5, LARGEST_DRAW])
-def test_stochastic_rounding_goes_to_a_neighbour(fmt, u):
-    grid = values(fmt)
-    x = np.random.default_rng(0).uniform(-1, 1, 10**4) * np.exp2(np.random.default_rng(1).uniform(-20, 16, 10**4))
-    x = np.clip(x, -fmt.max, fmt.max).astype(np.float32)
-    above = grid[np.searchsorted(grid, x)]
-    below = grid[np.searchsorted(grid, x, side="right") - 1]
-    distance = (x - below) / np.where(above > below, above - below, 1)
-    expected = np.copysign(np.where(distance > u, above, below), x)
-    assert_same_bits(quantize_stochastic(x, fmt, Draws(u)), expected.astype(np.float32))
-
-
-@both_formats
-def test_stochastic_rounding_is_unbiased(fmt):
-    draws, grid = 10_000, values(fmt)
-    within = np.random.default_rng(1).uniform(0, 1, grid.size - 1)  # one x between any two neighbours
-    x = (grid[:-1] + within * np.diff(grid)).astype(np.float32)
-    rounded = quantize_stochastic(np.tile(x, (draws, 1)), fmt, np.random.default_rng(2))
-    # A draw's standard deviation is spacing·√(p(1 − p)) ≤ spacing/2, that of the mean √draws times less. One
-    # of 250 means is farther off than 5 of these once in 7,000 seeds; to nearest, they would be up to 100 off.
-    assert (np.abs(rounded.mean(axis=0, dtype=np.float64) - x) < 5 * np.diff(grid) / 2 / np.sqrt(draws)).all()
-
-
-@both_formats
-def test_stochastic_rounding_saturates(fmt):
-    x = np.float32([np.inf, -np.inf, 2 * fmt.max, -2 * fmt.max, np.nan])
-    expected = np.float32([fmt.max, -fmt.max, fmt.max, -fmt.max, np.nan])
-    assert_same_bits(quantize_stochastic(x, fmt, Draws(LARGEST_DRAW)), expected)
-
-
-@pytest.mark.parametrize("function", [quantize, quantize_nonsaturating, quantize_stochastic])
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -249,26 +177,15 @@ def test_stochastic_rounding_saturates(fmt):
         ([1.0], "x is <class 'list'>; pass float32"),
     ],
 )
-def test_x_must_be_float32(function, x, message):
-    extra = (np.random.default_rng(0),) if function is quantize_stochastic else ()
+def test_x_must_be_float32(x, message):
     with pytest.raises(ValueError, match=message):
-        function(x, E4M3, *extra)
+        quantize(x, E4M3)
 
 
 @pytest.mark.parametrize("fmt", ["e4m3", None])
 def test_an_unknown_format_is_refused(fmt):
     with pytest.raises(ValueError, match=f"quantize: fmt is {fmt!r}; pass E4M3 or E5M2"):
         quantize(np.zeros(3, np.float32), fmt)
-
-
-@pytest.mark.parametrize(
-    "out",
-    [np.zeros((3, 2), np.float32), np.zeros((2, 3)), np.zeros((3, 2), np.float32).T],
-    ids=["shape", "dtype", "order"],
-)
-def test_an_out_that_does_not_fit_is_refused(out):
-    with pytest.raises(ValueError, match=r"quantize: out is .*; pass C-contiguous float32 \(2, 3\)"):
-        quantize(np.zeros((2, 3), np.float32), E4M3, out=out)
 
 
 def test_the_recipes_of_the_paper():

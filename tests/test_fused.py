@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from microumup import fused, ops
+from microumup import cpu, fused, ops
 from microumup.config import ModelConfig
-from microumup.engine import Tensor, backpropagate
+from microumup.engine import Tensor, backpropagate, using
 from microumup.fp8 import E4M3, LinearFormats
 from microumup.model import init_params, loss
-from microumup.ops import ResidualScale, Scale
+from microumup.ops import Scale
+from microumup.optim import adamw
+from microumup.plan import plan
 from microumup.ranges import linear_ranges
 
 SCALE = Scale(y=0.7, dx=1.3, dw=0.4)  # three factors, none of them 1 and no two alike
@@ -19,12 +21,18 @@ def normal(*shape, seed=0, size=1.0):
     return (size * np.random.default_rng((seed, *shape)).standard_normal(shape)).astype(np.float32)
 
 
-def outcome(module, op, arrays, settings, dy):
+def outcome(kernels, op, arrays, settings, dy):
     """y and every gradient."""
     leaves = [Tensor(a) if a.dtype.kind == "f" else a for a in arrays]
-    y = getattr(module, op)(*leaves, **settings)
+    with using(kernels):
+        y = getattr(ops, op)(*leaves, **settings)
     backpropagate(y, dy)
     return [y.data, *(x.grad for x in leaves if isinstance(x, Tensor))]
+
+
+def both(op, arrays, settings, dy):
+    """The readable outcome and the fast one."""
+    return [outcome(kernels, op, arrays, settings, dy) for kernels in ({}, fused.KERNELS)]
 
 
 def assert_equal(op, arrays, settings, dtype="float64"):
@@ -33,7 +41,7 @@ def assert_equal(op, arrays, settings, dtype="float64"):
     before = [a.copy() for a in arrays]
     shape = getattr(ops, op)(*arrays, **settings).data.shape
     dy = normal(*shape, seed=9).astype(dtype) if shape else np.asarray(0.6, dtype)[()]
-    for a, b in zip(*(outcome(module, op, arrays, settings, dy) for module in (ops, fused)), strict=True):
+    for a, b in zip(*both(op, arrays, settings, dy), strict=True):
         assert np.linalg.norm(a - b) <= ROUNDING[dtype] * np.linalg.norm(a)
     assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True)), "an input was written to"
 
@@ -52,9 +60,6 @@ CASES = {
     ),
     "rms_norm": ("rms_norm", [normal(3, 700, 24)], {"eps": 0.1}),
     "gated_silu": ("gated_silu", [normal(3, 700, 24), normal(3, 700, 24, seed=1)], {"alpha": 1.7, "scale": SCALE}),
-    "residual_add": (
-        "residual_add", [normal(3, 700, 24), normal(3, 700, 24, seed=1)], {"scale": ResidualScale(0.3, 0.9, 0.5, 0.7)}
-    ),
     "attention": ("attention", QKV, {"head_dim": 16, "score_scale": 0.3, "scale": SCALE}),
     "attention, one block": ("attention", [x[:, :40] for x in QKV], {"head_dim": 8, "score_scale": 0.3}),
     "attention, few queries": ("attention", [QKV[0][:, :7], *QKV[1:]], {"head_dim": 16, "scale": SCALE}),
@@ -75,70 +80,6 @@ def test_a_fast_pair_is_its_readable_one(case, dtype):
     assert_equal(*CASES[case], dtype)
 
 
-KERNELS = {"kernels for small products": 10**6, "none": 0}  # what OpenBLAS has on this machine shall not matter
-
-
-@pytest.mark.parametrize("small", KERNELS.values(), ids=KERNELS)
-@pytest.mark.parametrize("factor", [1.0, 0.7])
-@pytest.mark.parametrize(
-    ("N", "K", "M"),
-    [(300, 16, 24), (256, 64, 64), (7, 64, 64), (300, 30, 2000), (300, 100, 700), (2, 900, 3), (3, 16, 50_000)],
-)
-def test_a_product_in_groups_of_rows_is_the_product(monkeypatch, N, K, M, factor, small):
-    monkeypatch.setattr(fused, "SMALL", small)
-    a, b = normal(N, K).astype(float), normal(M, K, seed=1).astype(float).T
-    before = a.copy(), b.copy()
-    np.testing.assert_allclose(fused.product(a, b, factor), factor * (a @ b), rtol=0, atol=1e-12)
-    assert all(np.array_equal(x, y) for x, y in zip((a, b), before, strict=True))
-
-
-@pytest.mark.parametrize("small", KERNELS.values(), ids=KERNELS)
-@pytest.mark.parametrize(("N", "M", "K"), [(384, 20, 16), (300, 20, 16), (128, 20, 16), (256, 300, 200)])
-def test_a_product_over_rows_in_groups_is_the_product(monkeypatch, N, M, K, small):
-    monkeypatch.setattr(fused, "SMALL", small)
-    a, b = normal(N, M).astype(float), normal(N, K, seed=1).astype(float)
-    np.testing.assert_allclose(fused.product_over_rows(a, b), a.T @ b, rtol=0, atol=1e-11)
-
-
-def test_a_small_product_is_what_it_is_called(monkeypatch):
-    """None of them has more than SMALL multiplications: beyond, OpenBLAS packs each group, which is slower by half."""
-    monkeypatch.setattr(fused, "SMALL", 10**6)
-    sizes = []
-    matmul = np.matmul
-
-    def counted(a, b, **settings):
-        sizes.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
-        assert b.ctypes.data % 64 == 0
-        return matmul(a, b, **settings)
-
-    monkeypatch.setattr(np, "matmul", counted)
-    for K, M in ((16, 24), (64, 64), (64, 176), (128, 352), (250, 250)):
-        fused.product(normal(512, K), normal(K, M), 0.7)
-    assert len(sizes) == 10
-    assert max(sizes) <= 10**6
-
-
-@pytest.mark.parametrize(
-    ("simd", "blas", "small"),
-    [
-        (["AVX2", "X86_V4"], "scipy-openblas", 10**6),  # NumPy 2.4
-        (["AVX2", "AVX512_SKX"], "openblas64", 10**6),  # NumPy 2.0
-        (["AVX2", "X86_V3"], "scipy-openblas", 0),
-        (["X86_V4"], "mkl", 0),
-        ([], "accelerate", 0),
-    ],
-)
-def test_small_products_are_known_by_processor_and_library(monkeypatch, simd, blas, small):
-    found = {"SIMD Extensions": {"found": simd}, "Build Dependencies": {"blas": {"name": blas}}}
-    monkeypatch.setattr(np, "show_config", lambda mode: found)
-    assert fused.small_product() == small
-
-
-def test_a_numpy_that_says_nothing_of_itself_has_no_kernels_for_small_products(monkeypatch):
-    monkeypatch.setattr(np, "show_config", lambda mode: {})
-    assert fused.small_product() == 0
-
-
 def test_a_linear_casts_the_same():
     assert_equal(*CASES["linear, FP8"], "float32")  # only factors differ, which come after the casts
 
@@ -146,8 +87,9 @@ def test_a_linear_casts_the_same():
 @pytest.mark.parametrize("dy", [1.0, 0.5, 2.0**-8])  # of the last hardly anything is left by the cast
 def test_the_head_casts_what_linear_casts(dy):
     op, arrays, settings = CASES["head, FP8"]
-    readable, fast = (outcome(module, op, arrays, settings, np.float32(dy)) for module in (ops, fused))
-    for a, b in zip(readable, fast, strict=True):  # one dy of a hundred may round the other way, by 1/16 of itself
+    for a, b in zip(
+        *both(op, arrays, settings, np.float32(dy)), strict=True
+    ):  # one dy of a hundred may round the other way, by 1/16 of itself
         assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a)
 
 
@@ -158,9 +100,10 @@ def test_the_head_in_chunks_is_the_head_at_once(monkeypatch, logits):
 
 
 @pytest.mark.parametrize("block", [1, 1000, 10**9])
-@pytest.mark.parametrize("case", ["rms_norm", "gated_silu", "residual_add", "head"])
+@pytest.mark.parametrize("case", ["rms_norm", "gated_silu", "head"])
 def test_the_size_of_a_block_does_not_matter(monkeypatch, case, block):
     monkeypatch.setattr(fused, "BLOCK", block)
+    monkeypatch.setattr(cpu, "BLOCK", block)
     assert_equal(*CASES[case])
 
 
@@ -180,15 +123,110 @@ def test_the_first_query_gets_a_gradient_of_exactly_zero():
         assert dq[:, 1:].all()
 
 
+def test_every_pair_has_a_case_and_the_names_of_its_op():
+    assert {op.__name__ for op in fused.KERNELS} == {op for op, _, _ in CASES.values()}
+    for op, (forward, backward) in fused.KERNELS.items():
+        assert forward.__name__ == f"{op.__name__}_forward"
+        assert backward.__name__ == f"{op.__name__}_backward"
+        assert getattr(ops, op.__name__) is op
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How arrays lie in memory
+
+
+def reversed_axes(a):
+    """The values of a, its last two axes the other way round in memory."""
+    return np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+def sliced(a):
+    """The values of a, each of them beside a NaN."""
+    wide = np.full((*a.shape[:-1], 2 * a.shape[-1]), np.nan if a.dtype.kind == "f" else -1, a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def backwards(a):
+    """The values of a, all axes with negative strides."""
+    every = (slice(None, None, -1),) * a.ndim
+    return np.ascontiguousarray(a[every])[every]
+
+
+def cut_out(a):
+    """The values of a, as the middle of a larger array."""
+    wide = np.full([n + 2 for n in a.shape], np.nan if a.dtype.kind == "f" else -1, a.dtype)
+    middle = (slice(1, -1),) * a.ndim
+    wide[middle] = a
+    return wide[middle]
+
+
+def broadcast(a):
+    """The first sequence of a for all of the batch: a stride of 0. A weight stays what it is."""
+    return np.broadcast_to(a[:1], a.shape) if a.ndim == 3 else a
+
+
+LAYOUTS = {
+    "Fortran order": np.asfortranarray, "transposed": reversed_axes, "sliced": sliced, "negative strides": backwards,
+    "cut out": cut_out, "broadcast": broadcast,
+}  # fmt: skip
+LAID_OUT = [case for case in CASES if "large" not in case]
+
+
+def dirty():
+    """Leave NaN in the memory that numpy is about to give out again: what nobody wrote to has to show."""
+    junk = [np.full(n, np.nan, dtype) for n in (1 << k for k in range(4, 18)) for dtype in (np.float32, np.float64)]
+    del junk
+
+
+@pytest.mark.parametrize("which", ["inputs", "dy", "all"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", LAID_OUT)
+def test_how_arrays_lie_in_memory_does_not_matter(case, layout, which):
+    op, arrays, settings = CASES[case]
+    dtype, lay, rounding = ("float32", LAYOUTS[layout], 2e-6) if "FP8" in case else ("float64", LAYOUTS[layout], 1e-13)
+    arrays = [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
+    if layout == "broadcast":
+        arrays = [np.ascontiguousarray(broadcast(a)) for a in arrays]
+    shape = getattr(ops, op)(*arrays, **settings).data.shape
+    dy = normal(*shape, seed=9).astype(dtype) if shape else np.asarray(0.6, dtype)[()]
+    dy = np.ascontiguousarray(broadcast(dy)) if shape and layout == "broadcast" else dy
+    plain = outcome({}, op, arrays, settings, dy)  # how the readable pair takes layouts is a matter of test_ops
+    laid = [lay(a) for a in arrays] if which != "dy" else arrays
+    laid_dy = lay(dy) if which != "inputs" and dy.ndim else dy
+    assert all(np.array_equal(a, b) for a, b in zip([*arrays, dy], [*laid, laid_dy], strict=True))
+    dirty()
+    for a, b in zip(plain, outcome(fused.KERNELS, op, laid, settings, laid_dy), strict=True):
+        assert np.linalg.norm(a - b) <= rounding * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e-3])
+@pytest.mark.parametrize("t", [1, 2, 1000, 100_000])
+def test_the_fast_update_is_the_readable_one_in_place(t, eps, decay, dtype):
+    w, g, m = (normal(700, seed=seed).astype(dtype) for seed in range(3))
+    v = (normal(700, seed=3) ** 2 + 1e-3).astype(dtype)
+    settings = {"t": t, "lr": 0.3, "decay": decay, "betas": (0.9, 0.99), "eps": eps}
+    expected, before = adamw(w, g, m, v, **settings), g.copy()
+    found = fused.adamw(w, g, m, v, **settings)
+    assert all(a is b for a, b in zip(found, (w, m, v), strict=True))
+    assert np.array_equal(g, before)
+    for a, b in zip(expected, found, strict=True):
+        assert a.dtype == b.dtype == np.dtype(dtype)
+        assert np.linalg.norm(a - b) <= ROUNDING[dtype] * np.linalg.norm(a)
+
+
 @pytest.mark.parametrize("fp8", ["none", "fp8"])
 @pytest.mark.parametrize("scheme", ["sp", "mup", "umup"])
 def test_a_whole_model_has_the_loss_gradients_and_ranges_of_the_readable_one(scheme, fp8):
     config = ModelConfig(scheme=scheme, width=32, layers=2, head_dim=8, seq_len=40, fp8=fp8)
     params, ids = init_params(config), np.random.default_rng(0).integers(0, 256, (2, 3, 40))
     found = []
-    for module in (ops, fused):
+    for kernels in ({}, fused.KERNELS):
         leaves = {name: Tensor(w, name) for name, w in params.items()}
-        out = loss(leaves, *ids, config, ops=module)
+        with using(kernels):
+            out = loss(leaves, *ids, plan(config, ids[0].size))
         backpropagate(out, keep=True)
         found.append((float(out.data), {name: t.grad for name, t in leaves.items()}, linear_ranges(out)))
     (loss_a, grads_a, ranges_a), (loss_b, grads_b, ranges_b) = found

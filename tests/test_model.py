@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from math import sqrt
 from typing import Any
@@ -5,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microumup import model, ops
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import Cache, branches, forward, init_params, loss, without_retired
+from microumup.model import Cache, evaluate, forward, init_params, loss
 from microumup.optim import AdamW, schedule
 from microumup.parametrization import SCHEMES
-from microumup.plan import gradient_constants, weights
+from microumup.plan import Plan, plan, weights
 
 SIZE = {"width": 16, "head_dim": 8, "seq_len": 12, "vocab_size": 19}
 TINY = ModelConfig(**SIZE, scheme="mup", base_width=8, base_layers=1)
@@ -18,9 +20,9 @@ TINY = ModelConfig(**SIZE, scheme="mup", base_width=8, base_layers=1)
 TOKENS = (np.random.default_rng(1).integers(0, 19, (20, 3, 1)) + 7 * np.arange(13)) % 19
 
 
-def tiny(scheme: str, **options: Any) -> ModelConfig:
+def tiny(scheme: str, **options: Any) -> Plan:
     base = {"base_width": 8, "base_layers": 1} if "base_width" in SCHEMES[scheme].hyperparameters else {}
-    return ModelConfig(**{"scheme": scheme} | SIZE | base | options)
+    return plan(ModelConfig(**{"scheme": scheme} | SIZE | base | options), batch_tokens=3 * 12)
 
 
 # 20 steps in float64: the same on every machine but for the order of additions, which 20 steps of a model this small
@@ -66,14 +68,14 @@ TRAJECTORIES = {
 
 
 def trajectory(scheme: str) -> list[float]:
-    config = tiny(scheme)
-    params = init_params(config, 3, np.float64)
-    lr_factors = {name: w.C for name, w in weights(config).items()}
+    numbers = tiny(scheme)
+    params = init_params(numbers.config, 3, np.float64)
+    lr_factors = {name: w.C for name, w in numbers.weights.items()}
     optimizer = AdamW(params, lr_factors, lr=SCHEMES[scheme].typical_lr, weight_decay=2**-10)
     losses = []
     for step, batch in enumerate(TOKENS):
         tensors = {name: Tensor(w, name) for name, w in params.items()}
-        out = loss(tensors, batch[:, :-1], batch[:, 1:], config)
+        out = loss(tensors, batch[:, :-1], batch[:, 1:], numbers)
         backpropagate(out)
         optimizer.step({name: t.grad for name, t in tensors.items() if t.grad is not None}, schedule(step, 20, 5))
         losses.append(float(out.data))
@@ -87,44 +89,44 @@ def test_pinned_trajectory(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_later_token_changes_no_earlier_logit(scheme: str) -> None:
-    config = tiny(scheme)
-    params = init_params(config, 0)
+    numbers = tiny(scheme)
+    params = init_params(numbers.config, 0)
     tokens = TOKENS[0, :1, :12]
     changed = tokens.copy()
     changed[0, 7] = (changed[0, 7] + 1) % 19
-    before, after = forward(params, tokens, config).data, forward(params, changed, config).data
+    before, after = forward(params, tokens, numbers).data, forward(params, changed, numbers).data
     assert np.array_equal(before[:, :7], after[:, :7])
     assert not np.allclose(before[:, 7:], after[:, 7:])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_prefix_has_the_same_logits_at_any_length(scheme: str) -> None:
-    config = tiny(scheme)
-    params = init_params(config, 0, np.float64)
+    numbers = tiny(scheme)
+    params = init_params(numbers.config, 0, np.float64)
     tokens = TOKENS[0, :, :12]
-    whole = forward(params, tokens, config).data
+    whole = forward(params, tokens, numbers).data
     for length in range(1, 12):
-        prefix = forward(params, tokens[:, :length], config).data
+        prefix = forward(params, tokens[:, :length], numbers).data
         assert prefix == pytest.approx(whole[:, :length], abs=1e-13)  # matmuls of other shapes add in another order
 
 
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [11, 1]])
 def test_logits_with_the_cache_are_those_without(pieces: list[int]) -> None:
-    config = tiny("umup")
-    params = init_params(config, 0, np.float64)
+    numbers = tiny("umup")
+    params = init_params(numbers.config, 0, np.float64)
     tokens = TOKENS[0, :, :12]
     cache, parts = Cache(), []
     for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
-        parts.append(forward(params, piece, config, cache).data)
-    assert np.concatenate(parts, axis=1) == pytest.approx(forward(params, tokens, config).data, abs=1e-13)
+        parts.append(forward(params, piece, numbers, cache).data)
+    assert np.concatenate(parts, axis=1) == pytest.approx(forward(params, tokens, numbers).data, abs=1e-13)
     assert cache.length == 12
 
 
 def test_mup_at_its_base_shape_is_sp_with_the_same_attention_factor() -> None:
     sp = tiny("sp")
     mup = tiny("mup", base_width=16, base_layers=2, alpha_attn_softmax=sqrt(8))  # √K/K is 1/√K
-    params = init_params(sp, 0, np.float64)
-    assert all(np.array_equal(w, params[name]) for name, w in init_params(mup, 0, np.float64).items())
+    params = init_params(sp.config, 0, np.float64)
+    assert all(np.array_equal(w, params[name]) for name, w in init_params(mup.config, 0, np.float64).items())
     expected = forward(params, TOKENS[0], sp).data
     assert forward(params, TOKENS[0], mup).data == pytest.approx(expected, rel=1e-12)
 
@@ -141,65 +143,71 @@ def test_initial_weights_have_the_std_of_the_table_and_depend_on_the_seed_and_na
 
 
 def test_params_as_arrays_keep_no_tape() -> None:
-    out = forward(init_params(TINY, 0), TOKENS[0], TINY)
+    out = forward(init_params(TINY, 0), TOKENS[0], plan(TINY, 36))
     assert out.constant
     assert out.inputs == ()
 
 
-def test_the_paper_preset_has_llama_shapes() -> None:
-    paper = ModelConfig(width=256, layers=4, head_dim=64, vocab_size=32000)
-    shapes = {name: w.shape for name, w in weights(paper).items()}
-    assert shapes["embedding"] == shapes["head"] == (32000, 256)
-    assert shapes["layer3.q"] == shapes["layer0.o"] == (256, 256)
-    assert shapes["layer0.gate"] == shapes["layer0.up"] == (704, 256)
-    assert shapes["layer0.down"] == (256, 704)
-    assert len(shapes) == 2 + 4 * 7
-
-
-@pytest.mark.parametrize("scheme", ["sp", "mup", "mup-table2", "mup-table3"])
-def test_plain_schemes_have_true_gradients(scheme: str) -> None:
-    assert set(gradient_constants(tiny(scheme), 36).values()) == {1.0}
-
-
-def test_branches_alternate_attention_and_ffn() -> None:
-    a = [scale.a for scale in branches(tiny("umup", alpha_res_attn_ratio=4.0))]
-    assert a[0] > 2 * a[1]
-    assert a[2] > 2 * a[3]
-
-
-BAD = {
-    "--scheme: 'mupp' is unknown": {"scheme": "mupp"},
-    "--width: 60 is not a multiple of --head-dim 16": {"width": 60},
-    "--width: 0 is too small": {"width": 0},
-    "--width: 6 is not a multiple of 4": {"width": 6, "head_dim": 2},
-    "--head-dim: 3 is odd": {"head_dim": 3, "width": 12},
-    "--layers: -1 is too small": {"layers": -1},
-    "--seq-len: 1 is too small": {"seq_len": 1},
-    "--alpha-res: -1.0 is not a positive": {"alpha_res": -1.0},
-    "--alpha-res: nan is not a positive": {"alpha_res": float("nan")},
-    "--norm-eps: -1.0 is not a positive": {"norm_eps": -1.0},
-    "--sigma-init: not a hyperparameter of --scheme umup": {"sigma_init": 2.0},
-    "--alpha-res: not a hyperparameter of --scheme mup": {"scheme": "mup", "alpha_res": 2.0},
-    "--base-width: not a hyperparameter of --scheme sp": {"scheme": "sp", "base_width": 64},
-    "--embedding-lr-rule: not a hyperparameter of --scheme sp": {"scheme": "sp", "embedding_lr_rule": False},
-    "there is no recipe 'fp9'": {"fp8": "fp9"},
-}
-
-
-@pytest.mark.parametrize(("message", "options"), list(BAD.items()))
-def test_a_network_that_cannot_be_is_refused_by_name(message: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        ModelConfig(**options)
-    assert "\n" not in str(error.value)
-
-
-def test_options_that_are_no_more_are_dropped_where_they_said_nothing() -> None:
-    assert without_retired({"width": 8, "tied_embeddings": False}) == {"width": 8}
-    assert without_retired({"width": 8}) == {"width": 8}
-    with pytest.raises(ValueError, match=r"^--tied-embeddings: a run with True cannot be loaded; the option is gone"):
-        without_retired({"width": 8, "tied_embeddings": True})
-
-
 def test_tokens_need_a_batch_axis() -> None:
     with pytest.raises(ValueError, match=r"forward: tokens have shape \(5,\); need \(B, T\)"):
-        forward(init_params(TINY, 0), np.arange(5), TINY)
+        forward(init_params(TINY, 0), np.arange(5), plan(TINY, 5))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_forward_pass_does_not_depend_on_the_size_of_the_batch_it_is_planned_for(scheme: str) -> None:
+    numbers = tiny(scheme)
+    one, many = (plan(numbers.config, batch_tokens) for batch_tokens in (1, 10_000))
+    params, tokens = init_params(numbers.config, 0), TOKENS[0]
+    assert np.array_equal(forward(params, tokens, one).data, forward(params, tokens, many).data)
+    pair = tokens[:, :-1], tokens[:, 1:]
+    assert loss(params, *pair, one).data == loss(params, *pair, many).data
+
+
+@pytest.mark.parametrize("logits", [1, 19 * 5, 19 * 36, 1 << 23])  # one token at a time, 5 and a rest of 1, all twice
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_evaluate_is_the_loss_however_the_tokens_are_cut(
+    scheme: str, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "LOGITS", logits)
+    numbers = tiny(scheme, **{"alpha_loss_softmax": 1.5} if scheme != "sp" else {})
+    params, batch = init_params(numbers.config, 0, np.float64), TOKENS[0]
+    pair = batch[:, :-1], batch[:, 1:]
+    found = evaluate(params, *pair, numbers)
+    assert type(found) is float
+    assert found == pytest.approx(float(loss(params, *pair, numbers).data), rel=1e-14)  # sums in another order
+    assert evaluate(params, *pair, numbers.weighted(0.25)) == found  # a weight is a matter of gradients
+
+
+def test_evaluate_never_holds_the_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    V, N = 8_192, 4 * 64
+    monkeypatch.setattr(model, "LOGITS", 8 * V)
+    numbers = plan(ModelConfig(width=16, layers=1, head_dim=8, vocab_size=V), N)
+    params, ids = init_params(numbers.config), np.random.default_rng(0).integers(V, size=(2, 4, 64))
+    evaluate(params, *ids, numbers)  # what a first call keeps, as the angles of RoPE, is not of interest
+    tracemalloc.start()
+    try:
+        evaluate(params, *ids, numbers)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # 8 tokens' logits and what is made of them, against those of 256; the trunk's arrays are small
+    assert peak < 4 * N * V / 4, f"{peak:,} bytes, where all logits have {4 * N * V:,}"
+
+
+@pytest.mark.parametrize("fp8", ["none", "fp8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_loss_is_the_cross_entropy_of_the_logits(scheme: str, fp8: str) -> None:
+    """The head and its loss are one op; apart they have the same value and the same gradients, to the bit."""
+    numbers = tiny(scheme, fp8=fp8, **{"alpha_loss_softmax": 1.5} if scheme != "sp" else {}).weighted(0.25)
+    batch, found = TOKENS[0], []
+    tokens, targets = batch[:, :-1], batch[:, 1:]
+    for at_once in (True, False):
+        leaves = {name: Tensor(w, name) for name, w in init_params(numbers.config, 0).items()}
+        if at_once:
+            out = loss(leaves, tokens, targets, numbers)
+        else:
+            logits, alpha = forward(leaves, tokens, numbers), numbers.config.alpha_loss_softmax
+            out = ops.cross_entropy(logits, targets, alpha=alpha, scale=numbers.loss)
+        backpropagate(out)
+        found.append([out.data, *(t.grad for t in leaves.values())])
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))

@@ -3,15 +3,15 @@ from math import isclose
 import numpy as np
 import pytest
 
-from microumup import optim, parametrization
+from microumup import cpu, fused, parametrization
 from microumup.config import ModelConfig
 from microumup.cpu import Threads
 from microumup.engine import Tensor, backpropagate
 from microumup.model import init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ops import ResidualScale, Scale
-from microumup.optim import SGD, AdamW, schedule
-from microumup.plan import gradient_constants
+from microumup.optim import SGD, AdamW, adamw, schedule
+from microumup.plan import gradient_constants, plan
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -135,11 +135,12 @@ class TrueGradients(UnitScaled):
 
 def sgd_run(config: ModelConfig) -> dict[str, np.ndarray]:
     params = init_params(config, 0, np.float64)
-    optimizer = SGD(params, gradient_constants(config, 24), lr=0.5, weight_decay=0.01)
+    numbers = plan(config, 24)
+    optimizer = SGD(params, gradient_constants(numbers), lr=0.5, weight_decay=0.01)
     tokens = np.random.default_rng(0).integers(0, 11, (5, 2, 13))
     for batch in tokens:
         tensors = {name: Tensor(w, name) for name, w in params.items()}
-        backpropagate(loss(tensors, batch[:, :-1], batch[:, 1:], config))
+        backpropagate(loss(tensors, batch[:, :-1], batch[:, 1:], numbers))
         optimizer.step({name: t.grad for name, t in tensors.items() if t.grad is not None}, 1.0)
     return params
 
@@ -148,26 +149,32 @@ def test_sgd_follows_the_true_gradient_of_umup(monkeypatch: pytest.MonkeyPatch) 
     config = ModelConfig(width=16, head_dim=8, seq_len=12, vocab_size=11, alpha_loss_softmax=2.0)
     compensated = sgd_run(config)
     row = parametrization.SCHEMES["umup"]
-    monkeypatch.setitem(parametrization.SCHEMES, "umup", row._replace(ops=TrueGradients))
-    assert set(gradient_constants(config, 24).values()) == {1.0}
+    monkeypatch.setitem(parametrization.SCHEMES, "umup", row._replace(factors=TrueGradients))
+    assert set(gradient_constants(plan(config, 24)).values()) == {1.0}
     true = sgd_run(config)
     moved = max(np.abs(true[name] - w).max() for name, w in init_params(config, 0, np.float64).items())
     assert moved > 0.1
     assert all(compensated[name] == pytest.approx(true[name], abs=1e-12) for name in true)
 
 
-def test_state_continues_where_it_was_saved() -> None:
+def test_moments_and_updates_continue_where_they_were_saved() -> None:
     params = start()
     optimizer = AdamW(params, dict.fromkeys(SHAPES, 1.0), lr=0.1)
     for grads in GRADS[:5]:
         optimizer.step(grads, 1.0)
     copy = {name: w.copy() for name, w in params.items()}
     resumed = AdamW(copy, dict.fromkeys(SHAPES, 1.0), lr=0.1)
-    resumed.load_state({name: a.copy() for name, a in optimizer.state().items()}, optimizer.updates)
+    resumed.moments = {kind: {name: a.copy() for name, a in of.items()} for kind, of in optimizer.moments.items()}
+    resumed.updates = optimizer.updates
     for grads in GRADS[5:]:
         optimizer.step(grads, 1.0)
         resumed.step(grads, 1.0)
     assert all(np.array_equal(params[name], copy[name]) for name in SHAPES)
+
+
+def test_sgd_has_no_moments() -> None:
+    assert SGD(start(), dict.fromkeys(SHAPES, 1.0), lr=0.1).moments == {}
+    assert AdamW(start(), dict.fromkeys(SHAPES, 1.0), lr=0.1).moments.keys() == {"m", "v"}
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
@@ -176,11 +183,80 @@ def test_shares_of_threads_and_blocks_change_no_bit(
     monkeypatch: pytest.MonkeyPatch, optimizer: type[AdamW] | type[SGD], threads: int
 ) -> None:
     alone, shared = start(), start()
-    one, many = (optimizer(params, {"a": 1.0, "b": 0.5}, lr=0.1, weight_decay=0.01) for params in (alone, shared))
+    factors, settings = {"a": 1.0, "b": 0.5}, {"lr": 0.1, "weight_decay": 0.01}
+    one, many = optimizer(alone, factors, **settings), optimizer(shared, factors, **settings, threads=Threads(threads))
     for grads in GRADS:
         one.step(grads, 0.7)
-    monkeypatch.setattr(optim, "BLOCK", 2)
+    monkeypatch.setattr(cpu, "BLOCK", 2)
     for grads in GRADS:
-        many.step(grads, 0.7, Threads(threads))
+        many.step(grads, 0.7)
     assert one.updates == many.updates == len(GRADS)
     assert all(np.array_equal(w, shared[name]) for name, w in alone.items())
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, SGD])
+@pytest.mark.parametrize("which", ["weight", "gradient"])
+def test_a_weight_that_cannot_be_cut_into_blocks_in_place_is_refused(
+    optimizer: type[AdamW] | type[SGD], which: str
+) -> None:
+    weight, gradient = np.ones((3, 4)), np.ones((3, 4))
+    if which == "weight":
+        weight = np.asfortranarray(weight)
+    else:
+        gradient = np.ones((4, 3)).T
+    step = optimizer({"w": weight}, {"w": 1.0}, lr=0.1).step
+    with pytest.raises(ValueError, match="blocks: an array is not C-contiguous"):
+        step({"w": gradient}, 1.0)
+    assert (weight == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("t", [1, 2, 1000])
+def test_adamw_is_its_formula_and_writes_to_nothing(t: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(t)
+    w, g, m = (np.asarray(rng.standard_normal(shape)) for _ in range(3))
+    v = np.asarray(rng.uniform(0.1, 2.0, shape))
+    arrays = [w, g, m, v]
+    before = [a.copy() for a in arrays]
+    for a in arrays:
+        a.flags.writeable = False
+    found = adamw(w, g, m, v, t=t, lr=0.3, decay=0.02, betas=(0.8, 0.95), eps=1e-3)
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True))
+    assert not any(np.shares_memory(a, b) for a in found for b in arrays)
+    # Kingma & Ba's algorithm 1 and Loshchilov & Hutter's line 12, element by element, in Python's floats
+    for i in np.ndindex(shape):
+        w_i, g_i, m_i, v_i = (float(a[i]) for a in arrays)
+        m_i = 0.8 * m_i + (1 - 0.8) * g_i
+        v_i = 0.95 * v_i + (1 - 0.95) * g_i**2
+        m_hat, v_hat = m_i / (1 - 0.8**t), v_i / (1 - 0.95**t)
+        w_i = w_i - 0.02 * w_i - 0.3 * m_hat / (v_hat**0.5 + 1e-3)
+        # of numbers of size 1 to 10; a few roundings of 1.1e-16 in another order
+        assert [float(a[i]) for a in found] == pytest.approx([w_i, m_i, v_i], rel=1e-14, abs=1e-15)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_a_rule_that_writes_in_place_does_the_same(decay: float) -> None:
+    plain, fast = start(), start()
+    settings = {"lr": 0.1, "weight_decay": decay, "betas": (0.9, 0.99), "eps": 1e-3}
+    one = AdamW(plain, {"a": 1.0, "b": 0.5}, **settings)
+    two = AdamW(fast, {"a": 1.0, "b": 0.5}, **settings, rule=fused.adamw)
+    for grads in GRADS:
+        before = {name: g.copy() for name, g in grads.items()}
+        one.step(grads, 0.7)
+        two.step(grads, 0.7)
+        assert all(np.array_equal(grads[name], g) for name, g in before.items())
+    for here, there in ((plain, fast), *((one.moments[kind], two.moments[kind]) for kind in "mv")):
+        assert all(there[name] == pytest.approx(w, rel=1e-13) for name, w in here.items())
+
+
+def test_adamw_has_no_state_of_its_own() -> None:
+    arrays = [GRADS[i]["a"] ** 2 for i in range(4)]
+    settings = {"t": 3, "lr": 0.1, "decay": 0.01}
+    first, second = (adamw(*arrays, **settings) for _ in range(2))
+    assert all(map(np.array_equal, first, second))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_adamw_keeps_the_dtype(dtype: type) -> None:
+    arrays = [GRADS[i]["a"].astype(dtype) ** 2 for i in range(4)]
+    assert {a.dtype for a in adamw(*arrays, t=3, lr=0.1, decay=0.01)} == {np.dtype(dtype)}

@@ -9,7 +9,6 @@ then not judged; without a type the name decides (emb…, …head or readout, el
 optimizer multiplies weight_decay by lr, as PyTorch's AdamW does. `eta` is η where it is not --lr. No tensor is needed.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,12 +16,14 @@ from math import isclose, isfinite, prod, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from microumup.checkpoint import read_json
 from microumup.config import TrainConfig
 from microumup.interop.causes import name_factor
+from microumup.lab.tables import text_table
 from microumup.multipliers import Plain
 from microumup.parametrization import Shape, Weight, weight
 
-MOST_BYTES, MOST_GROUPS = 1 << 24, 100_000
+MOST_GROUPS = 100_000
 EXACT = 1e-3  # relative: numbers that were worked out, and maybe printed with four digits
 
 
@@ -38,13 +39,8 @@ class Symptom(NamedTuple):
 
 def read_groups(path: Path) -> dict[str, Any]:
     """The groups of a file. Raises ValueError, in one line, for what is no such file."""
-    if not path.is_file() or path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"--against: {path} is no file of at most {MOST_BYTES:,} bytes")
-    try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--against: {path} is not JSON ({error})") from None
-    groups = found.get("groups") if isinstance(found, dict) else None
+    found = read_json(path, dict)
+    groups = found.get("groups")
     if not isinstance(groups, list) or not 0 < len(groups) <= MOST_GROUPS:
         raise ValueError(f"--against: {path} has no list of groups; reference.groups_of writes one")
     for i, g in enumerate(groups):
@@ -231,10 +227,8 @@ def report(config: TrainConfig, file: dict[str, Any], symptoms: list[Symptom]) -
         )
     if not symptoms:
         return "\n".join([*lines, "every number is as it should be"])
-    size = max(len(s.name) for s in symptoms)
-    lines += ["", f"{'weight':{size}}  {'number':19}{'expected':>11}{'given':>11}"]
-    for s in symptoms[:60]:
-        lines.append(f"{s.name:{size}}  {s.number:19}{s.expected:11.4g}{s.given:11.4g}  {s.rule}")
+    rows = [(s.name, s.number, f"{s.expected:.4g}", f"{s.given:.4g}", s.rule) for s in symptoms[:60]]
+    lines += ["", text_table([("weight", "number", "expected", "given", "rule that is broken"), *rows], "<<>><")]
     if len(symptoms) > 60:
         lines.append(f"and {len(symptoms) - 60} more")
     lines += ["", "broken rules:"]

@@ -17,16 +17,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from microumup import cli
-from microumup.checkpoint import write_atomically
+from microumup.checkpoint import one_line, read_bytes, to_json, write_atomically
 from microumup.config import ModelConfig
 from microumup.interop.cases import PAIRS, RUNS, Arrays, Case, all_cases, expected
 from microumup.interop.judge import TOLERANCES, Finding, explained, judge, table, tolerance_of
-from microumup.lab.explain import to_json
 from microumup.parametrization import SCHEMES
 from microumup.plan import plan
 
@@ -76,10 +74,10 @@ def write(directory: Path, cases: Iterable[Case] | None = None) -> list[Case]:
             if file[kind]:
                 _write(directory / kind / f"{op}.safetensors", save(dict(sorted(file[kind].items()))))
     plans = {
-        case.name: to_json(plan(ModelConfig(**case.settings["config"]), case.settings["batch_tokens"]))
+        case.name: plan(ModelConfig(**case.settings["config"]), case.settings["batch_tokens"])
         for case in cases if case.op == "plan"
     }  # fmt: skip
-    _write(directory / "plans.json", (json.dumps(plans, separators=(",", ":")) + "\n").encode())
+    _write(directory / "plans.json", (to_json(plans) + "\n").encode())
     _write(directory / "index.json", text.encode())
     return cases
 
@@ -97,12 +95,11 @@ def read(directory: Path) -> list[Case]:
 
     The index may come from anyone: it names files in DIR alone, its sizes are bounded, and nothing in it is run.
     """
+    content = _content(directory, "index.json")
     try:
-        index = json.loads(_content(directory, "index.json"))
+        index = json.loads(content)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise
-        raise ValueError(f"{directory / 'index.json'}: not JSON ({error})") from None
+        raise ValueError(f"{directory / 'index.json'}: not JSON ({one_line(error)})") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{directory / 'index.json'}: not an index of {FORMAT}; make one with `vectors write DIR`")
     if index.get("version") != VERSION:
@@ -164,7 +161,7 @@ def arrays(directory: Path, file: str) -> Arrays:
     try:
         return load(content)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / file}: not a safetensors file of NumPy's dtypes ({error})") from None
+        raise ValueError(f"{directory / file}: not a safetensors file of NumPy's dtypes ({one_line(error)})") from None
 
 
 def _content(directory: Path, file: str) -> bytes:
@@ -174,11 +171,10 @@ def _content(directory: Path, file: str) -> bytes:
     path = directory / file
     if path.is_symlink() or (path.parent.is_symlink() and path.parent != directory):
         raise ValueError(f"{path}: is a link; put the file itself there")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes are more than the {MOST_BYTES:,} that are read")
-    return path.read_bytes()
+    try:
+        return read_bytes(path, MOST_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,8 +233,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"microumup vectors: {len(failed)} of {len(findings)} outputs are wrong", file=sys.stderr)
     if args.json:
         rows = [{"case": f.case.name, "output": f.output, "passed": f.passed, "problem": f.problem,
-                 "error": f.error if np.isfinite(f.error) else None, "causes": f.causes} for f in findings]  # fmt: skip
-        print(json.dumps({"passed": not failed, "outputs": rows}))
+                 "error": f.error, "causes": f.causes} for f in findings]  # fmt: skip
+        print(to_json({"passed": not failed, "outputs": rows}))
     return 1 if failed else 0
 
 

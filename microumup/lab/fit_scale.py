@@ -5,12 +5,11 @@ App. B models the scale of an op's output over the multiplier α before it as
     σ(α) = log_interpolate(1/(1 + c/α²), upper, lower)         log_interpolate(w, u, l) = exp(w log u + (1 - w) log l)
 
 gated_silu has c = 1, causal attention c = 4K and √(log s/s) as lower. Here c, upper and lower are fitted to what an op
-measures on unit-scale inputs, in the form that fits best. Scale is the root mean square, which a matmul behind it feels.
+measures on unit-scale inputs, in the form that fits best. Scale is the root mean square, which a matmul feels.
 A branch needs one factor forward and backward (the cut-edge rule): the rule is the output's, and what it leaves of the
 gradients is said. Name a function of arrays that goes element by element, f(x, …, alpha=1.0) or f(x), or a Subject.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,9 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.engine import Op, Tensor, backpropagate
+from microumup.lab.tables import text_table
 from microumup.multipliers import log_interpolate
 from microumup.ranges import rms_of
 
@@ -236,12 +237,13 @@ def report(name: str, subject: Any, alphas: list[float]) -> tuple[str, Rule, lis
         f"{name}: scales for unit-scale inputs and dy; under σ the rule, off by at most {100 * rule.error:.1f} %",
         "",
     ]
-    lines.append("".join(f"{title:>10}" for title in ["α", *sizes, *outputs, "σ", "y/σ"]))
+    rows = []
     for m in measured:
         sigma = rule(m.alpha, m.sizes)
         numbers = [m.alpha, *(m.sizes[n] for n in sizes), *m.rms.values(), sigma, m.rms["y"] / sigma]
-        lines.append("".join(f"{x:10.4g}" for x in numbers))
-    lines.append("")
+        rows.append([f"{x:.4g}" for x in numbers])
+    titles = ["α", *sizes, *outputs, "σ", "y/σ"]
+    lines += [text_table([titles, *rows], ">" * len(titles)), ""]
     for output in outputs[1:]:
         left = [m.rms[output] / rule(m.alpha, m.sizes) for m in measured]
         lines.append(f"{output} times the same 1/σ: {min(left):.3g} to {max(left):.3g}")
@@ -269,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.say(args.quiet)(text)
     if args.json:
         numbers = {"c": rule.c, "upper": rule.upper, "lower": rule.lower, "error": rule.error, "form": rule.form.words}
-        print(json.dumps(numbers | {"measured": [m._asdict() for m in measured]}))
+        print(to_json(numbers | {"measured": measured}))
     return 0
 
 

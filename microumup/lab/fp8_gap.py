@@ -1,106 +1,71 @@
-"""FP8 by a plain cast: what it costs u-µP, and what it does to µP (the paper's Figs. 1, right, and 7, on a laptop).
+"""FP8 by a plain cast: what it costs u-µP, and what it does to µP, with the runs and criteria of Fig. 1 (right).
 
 Each scheme is trained in float32 and with every linear's x, w and dy cast to FP8, from the same seeds. Why the two
 differ is in the last column: at initialization µP's gradients dy are so small that E4M3 turns them into zeros.
 """
 
-import json
-import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+import sys
+from pathlib import Path
 
 from microumup import cli
-from microumup.config import TrainConfig, check_least
-from microumup.data import load_corpus
-from microumup.lab.workers import run_all
-from microumup.ranges import linear_ranges
-from microumup.trainer import Diverged, train
+from microumup.checkpoint import to_json
+from microumup.config import check_least
+from microumup.lab.figures.figure import data_of
+from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
+from microumup.lab.figures.rows import Row, loss_of
+from microumup.lab.figures.settings import LAPTOP
+from microumup.lab.figures.store import collect, wanted
+from microumup.lab.sweep import load_results
+from microumup.lab.tables import text_table
 
-RECIPE: dict[str, Any] = {
-    "width": 64,
-    "layers": 2,
-    "head_dim": 16,
-    "seq_len": 32,
-    "batch_size": 16,
-    "steps": 512,
-    "warmup": 0.25,
-}
-SCHEMES: dict[str, dict[str, Any]] = {
-    "umup": {"scheme": "umup", "lr": 2**0.5},
-    "mup": {"scheme": "mup", "lr": 2**-6, "base_width": 32, "base_layers": 2},
-}
-ALLOWED_GAP, RUINED_GAP = 0.04, 1.0  # nats: u-µP ends at most the first above its float32 loss, µP at least the second
-
-
-class Run(NamedTuple):
-    """One training: its final loss, None if it diverged, and the share of all dy that a cast would zero at init."""
-
-    scheme: str
-    fp8: str
-    seed: int
-    loss: float | None
-    flushed: float
-
-
-def run(job: tuple[str, str, int]) -> Run:
-    """Train a scheme by RECIPE, in float32 (`none`) or with the casts of `fp8`, from a seed."""
-    scheme, fp8, seed = job
-    config = TrainConfig(**RECIPE, **SCHEMES[scheme], fp8=fp8, seed=seed)
-    corpus = load_corpus(config.corpus, seq_len=config.seq_len)
-    flushed: list[float] = []
-
-    def watch(step: int, loss: Any) -> None:
-        dy = {name: r for name, r in linear_ranges(loss).items() if name.endswith(".dy")}
-        flushed.append(sum(r.underflow * r.size for r in dy.values()) / sum(r.size for r in dy.values()))
-
-    try:
-        loss = train(config, corpus, watch=watch, watch_every=config.steps)[1]["loss_final"]
-    except Diverged:
-        loss = None
-    return Run(scheme, fp8, seed, loss, flushed[0])
-
-
-def gaps(runs: Sequence[Run], scheme: str) -> list[float]:
-    """Loss in FP8 minus loss in float32, seed by seed, in nats; infinite where FP8 diverged."""
-    losses = {(r.fp8, r.seed): np.inf if r.loss is None else r.loss for r in runs if r.scheme == scheme}
-    return [losses["fp8", seed] - losses["none", seed] for fp8, seed in sorted(losses) if fp8 == "fp8"]
+ALLOWED, RUINED = UMUP_TRAINS_LONG.high, MUP_FAILS.low
+STORE = Path("runs") / "figures"  # that of the command figures: what one has run the other need not
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command `fp8-gap`."""
-    parser = cli.Parser("fp8-gap", f"{__doc__}\nEnds with 0 when u-µP's gap is at most {ALLOWED_GAP} nats and µP's at "
-                        f"least {RUINED_GAP:g}, for every seed; else with 1.")  # fmt: skip
-    parser.add_argument("--seeds", type=cli.whole, default=3, metavar="N", help="seeds 0 … N - 1 (default: 3)")
-    cores = os.cpu_count() or 1
-    parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, gaps, flushed, runs")
+    ends = f"Ends with 0 when u-µP's gap is at most {ALLOWED} nats and µP's at least {RUINED:g} for every seed, else 1."
+    parser = cli.Parser("fp8-gap", f"{__doc__}\n{ends}")
+    cli.shared(parser, "workers", "quiet", seeds="seeds 0 … N - 1", json="passed, gaps, flushed, runs")
     args = parser.parse_args(argv)
+    say = cli.say(args.quiet)
+    setting = LAPTOP._replace(seeds=args.seeds)
     with cli.bad_input(parser):
         check_least(args, seeds=1, workers=1)
-    jobs = [(scheme, fp8, seed) for scheme in SCHEMES for seed in range(args.seeds) for fp8 in ("none", "fp8")]
-    runs = run_all(run, jobs, args.workers, progress=not args.quiet, unit="run")
-    found = {scheme: gaps(runs, scheme) for scheme in SCHEMES}
+        left = wanted([FIG1_RIGHT], setting, {}).keys() - load_results(STORE).keys()
+        size = f"width {setting.fp8_widths[-1]}, {setting.usual['steps']} steps, in {args.workers} processes"
+        work = f"training {len(left)} models of {size}; kept" if left else "all models are trained, and kept"
+        say(f"{work} in {STORE}", flush=True)  # it takes a minute or more, and without a terminal no bar says so
+        known, errors = collect([FIG1_RIGHT], setting, STORE, workers=args.workers, progress=not args.quiet)
+    for id, error in errors.items():
+        print(f"microumup fp8-gap: run {id} failed: {error}", file=sys.stderr)
+    if errors:
+        return 1
+    rows = data_of(FIG1_RIGHT, setting, known).runs
+    found = {name: pairs(rows, experiment) for name, experiment in zip(("umup", "mup"), PLAIN, strict=True)}
+    gaps = {name: [loss_of(cast) - loss_of(plain) for plain, cast in runs] for name, runs in found.items()}
     # of the float32 runs: in FP8 the gradients behind a flushed one are zeros before any cast, and would not count
-    flushed = {scheme: float(np.mean([r.flushed for r in runs if r[:2] == (scheme, "none")])) for scheme in SCHEMES}
-    passed = max(found["umup"]) <= ALLOWED_GAP and min(found["mup"]) >= RUINED_GAP
-    say = cli.say(args.quiet)
-    say(f"{'':6}{'float32':>24}{'FP8':>24}{'FP8 - float32':>24}{'dy flushed to 0 at init':>26}")
-    for scheme in SCHEMES:
-        plain, cast = ([r.loss for r in runs if r[:2] == (scheme, fp8)] for fp8 in ("none", "fp8"))
-        columns = [[f"{loss:.3f}" if loss else "diverged" for loss in losses] for losses in (plain, cast)]
-        columns.append([f"{gap:+.3f}" for gap in found[scheme]])
-        say(f"{scheme:6}" + "".join(f"{', '.join(column):>24}" for column in columns) + f"{flushed[scheme]:>26.4f}")
+    flushed = {name: sum(plain["flushed"] for plain, _ in runs) / len(runs) for name, runs in found.items()}
+    passed = max(gaps["umup"]) <= ALLOWED and min(gaps["mup"]) >= RUINED
+    say(table(found, gaps, flushed))
     verdict = "holds" if passed else "does not hold"
-    say(f"\n{verdict}: u-µP within {ALLOWED_GAP} nats of its float32 loss, µP at least {RUINED_GAP:g} above its own")
+    say(f"\n{verdict}: u-µP within {ALLOWED} nats of its float32 loss, µP at least {RUINED:g} above its own")
     if args.json:
-        finite = {scheme: [gap if np.isfinite(gap) else None for gap in values] for scheme, values in found.items()}
-        rows = [r._asdict() for r in runs]
-        print(json.dumps({"passed": passed, "gaps": finite, "flushed": flushed, "runs": rows}))
+        columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
+        each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
+        listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
+        print(to_json({"passed": passed, "gaps": gaps, "flushed": flushed, "runs": listed}))
     return 0 if passed else 1
 
 
-if __name__ == "__main__":
-    cli.run(main)
+def table(found: dict[str, list[tuple[Row, Row]]], gaps: dict[str, list[float]], flushed: dict[str, float]) -> str:
+    """The losses and gaps of every seed, a line a scheme; of a ruined one no digits that another machine would not
+    find."""
+    lines = [["", "float32", "FP8", "FP8 - float32", "dy flushed to 0 at init"]]
+    for name, runs in found.items():
+        cells = []
+        for pair, gap in zip(runs, gaps[name], strict=True):
+            losses = zip((run["loss"] for run in pair), (3, 3 if gap < RUINED else 0), strict=True)
+            cells.append([*("diverged" if x is None else f"{x:.{digits}f}" for x, digits in losses), show_gap(gap)])
+        lines.append([name, *map(", ".join, zip(*cells, strict=True)), f"{flushed[name]:.4f}"])
+    return text_table(lines, "<>>>>", gap="   ")

@@ -6,7 +6,6 @@ in a pair, another reading of weight decay, another op in the model. `planted` p
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from math import sqrt
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -14,6 +13,7 @@ from microumup import fused, model, ops, trainer
 from microumup.backend import Array
 from microumup.engine import Backward, Kernels, Tensor, using
 from microumup.lab import gradcheck, scales
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import DECAYS
@@ -44,8 +44,7 @@ def planted(mistake: Mistake) -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What they are made of
+# ---- What they are made of ----
 
 UMUP = SCHEMES["umup"]
 
@@ -73,21 +72,15 @@ def fans_swapped(*rules: str) -> list[Swap]:
         return lambda s: rule(s._replace(fan_in=s.fan_out, fan_out=s.fan_in))
 
     cells = {type: getattr(UMUP, type) for type in ("input", "hidden", "output")}
-    found = {type: {name: getattr(cell, name) for name in rules} for type, cell in cells.items()}
-    return row(**{
-        type: cells[type]._replace(**{name: swapped(rule) for name, rule in found[type].items() if rule})
-        for type in cells
-    })  # fmt: skip
+    for type, cell in cells.items():
+        given = {name: rule for name in rules if (rule := getattr(cell, name))}
+        cells[type] = cell._replace(**{name: swapped(rule) for name, rule in given.items()})
+    return row(**cells)
 
 
 def eq_22_as_printed(L: int, base_L: int, alpha_res: float, ratio: float) -> list[tuple[float, float]]:
     """(a, b) of every branch, from a τ without squares and with L^-1/2 outside."""
-    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
-    alpha_a = ratio * alpha_f
-    taus: list[float] = []
-    for k in range(L // 2):
-        taus += [alpha_a / (1 + k * alpha_a + k * alpha_f), alpha_f / (1 + (k + 1) * alpha_a + k * alpha_f)]
-    return residual_multipliers([tau / sqrt(L) for tau in taus])
+    return residual_multipliers(taus_as_printed(L, alpha_res, ratio))
 
 
 class Tied(Tensor):
@@ -116,17 +109,20 @@ def tied(function: Callable[..., Any]) -> Callable[..., Any]:
     return planted
 
 
-def attention_of_its_length(q: Array, k: Array, v: Array, *, head_dim: int, score_scale: float, scale: Scale) -> Any:
-    """attention_forward with the factor of as many keys as there are."""
-    scale = UnitScaled.attention(score_scale * head_dim, head_dim, k.shape[1])
-    return ops.attention_forward(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+attention, rope_backward = ops.attention, ops.rope_backward  # before anything is planted
 
 
-rope_backward = ops.rope_backward  # before anything is planted
+def attention_of_its_length(q: Tensor, k: Any, v: Any, *, head_dim: int, score_scale: float, scale: Scale) -> Tensor:
+    """ops.attention with the factor of as many keys as there are."""
+    keys = (k.data if isinstance(k, Tensor) else k).shape[1]
+    scale = UnitScaled.attention(score_scale * head_dim, head_dim, keys)
+    return attention(q, k, v, head_dim=head_dim, score_scale=score_scale, scale=scale)
+
+
+attention_of_its_length.__name__ = "attention"  # the pair it runs is attention's
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The zoo
+# ---- The zoo ----
 
 ZOO = {
     "nothing": Mistake("umup as it is", "", []),
@@ -188,8 +184,8 @@ ZOO = {
         **pair("rms_norm", lambda dy, saved: (dy * saved[1],))),
     "input-length": Mistake(
         "attention's σ of the input's length", "the training length: App. B",
-        [], seen_by="the logits of a text, which are others in a longer one",
-        kernels={ops.attention: (attention_of_its_length, ops.attention_backward)}),
+        [(vars(ops), "attention", attention_of_its_length)],
+        seen_by="the logits of a text, which are others in a longer one"),
     "mean-loss": Mistake(
         "1/b in the loss's gradient", "none: Table 4",
         factors("cross_entropy", lambda alpha, V, b: UnitScaled.cross_entropy(alpha, V, 1)), "scale"),

@@ -1,4 +1,4 @@
-"""All the statistics of the lab: optima, what moves them, and how sure one can be after a few seeds.
+"""All the statistics of the lab: optima, how far they move, and how sure one can be after a few seeds.
 
 A curve is a list of (x, loss) points, x usually log2 of a learning rate; a run that diverged has the loss infinity.
 Nothing here raises for data that say nothing: what cannot be known is NaN.
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 def exactly(value: float) -> Estimate:
-    """What does not depend on chance."""
+    """A value that does not depend on chance."""
     return Estimate(value, value, value)
 
 
@@ -89,10 +89,7 @@ def loss_at(curve: Curve, x: float) -> float:
     if any(not isfinite(loss) for _, loss in around):
         return inf
     three = sorted((p for p in points if isfinite(p[1])), key=lambda p: abs(p[0] - x))[:3]
-    total = 0.0
-    for i, (xi, yi) in enumerate(three):
-        total += yi * float(np.prod([(x - xj) / (xi - xj) for j, (xj, _) in enumerate(three) if j != i]))
-    return total
+    return sum(yi * float(np.prod([(x - xj) / (xi - xj) for xj, _ in three if xj != xi])) for xi, yi in three)
 
 
 def transfer_regret(source: Curve, target: Curve) -> float:
@@ -100,20 +97,15 @@ def transfer_regret(source: Curve, target: Curve) -> float:
     return loss_at(target, optimum(source).x) - optimum(target).loss
 
 
-class Width(NamedTuple):
-    """How wide a basin is, in octaves if x is a log2."""
+def basin_width(curve: Curve, rise: float = 0.02) -> float:
+    """Distance between the points where the loss is `rise` nats above the best, left and right of it, on lines.
 
-    octaves: float
-    closed: bool  # False if it reaches an edge of the grid, and is at least that wide
-
-
-def basin_width(curve: Curve, rise: float = 0.02) -> Width:
-    """How far apart the loss is `rise` nats above the best, to the left and to the right; lines between points."""
+    A basin that reaches an edge of the grid is at least that wide.
+    """
     points, best = sorted(curve), optimum(curve)
     if isnan(best.loss):
-        return Width(nan, closed=False)
-    limit = best.loss + rise
-    ends, closed = [], True
+        return nan
+    limit, ends = best.loss + rise, []
     for side in ([p for p in points[::-1] if p[0] < best.x], [p for p in points if p[0] > best.x]):
         x, y = best.x, best.loss
         for x_next, y_next in side:
@@ -121,10 +113,8 @@ def basin_width(curve: Curve, rise: float = 0.02) -> Width:
                 x += (x_next - x) * (limit - y) / (y_next - y) if isfinite(y_next) else 0.0
                 break
             x, y = x_next, y_next
-        else:
-            closed = False
         ends.append(x)
-    return Width(ends[1] - ends[0], closed)
+    return ends[1] - ends[0]
 
 
 def coupling(losses: np.ndarray) -> float:

@@ -189,7 +189,7 @@ def test_a_program_that_is_well_ends_with_0(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ([], "has no list of groups"),
+        ([], "is damaged (it is no dict)"),
         ({"groups": []}, "has no list of groups"),
         ({"groups": ["w"]}, "group 0 of"),
         ({"groups": [{"name": "w"}]}, "has no shape"),
@@ -207,6 +207,6 @@ def test_a_file_that_is_none_is_a_line(tmp_path: Path, refused: Refused, file: o
 
 
 def test_no_file_and_no_json_are_lines(tmp_path: Path, refused: Refused) -> None:
-    assert "is no file" in refused(main, ["--against", str(tmp_path / "nowhere")])
+    assert "damaged (No such file" in refused(main, ["--against", str(tmp_path / "nowhere")])
     (tmp_path / "groups.json").write_text("{")
-    assert "is not JSON" in refused(main, ["--against", str(tmp_path / "groups.json")])
+    assert "is damaged (Expecting" in refused(main, ["--against", str(tmp_path / "groups.json")])

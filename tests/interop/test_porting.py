@@ -60,6 +60,13 @@ def test_a_plan_becomes_pytorch_s_groups_that_the_doctor_finds_well(
     assert "every number is as it should be" in capsys.readouterr().out
 
 
+def test_the_file_of_groups_in_the_guide_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "groups.json").write_text(blocks("json")[0])
+    assert explain.main(["--width", "64", "--layers", "2", "--against", str(tmp_path / "groups.json")]) == 1
+    assert "broken rules:\n  there is no output weight" in (out := capsys.readouterr().out)
+    assert out.count("blocks.0") == 0  # the one weight it has is right
+
+
 def test_the_commands_exist_and_the_c_program_passes(tmp_path: Path) -> None:
     for block in blocks("sh"):
         for line in block.splitlines():

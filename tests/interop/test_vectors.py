@@ -11,12 +11,12 @@ from conftest import Refused
 from safetensors.numpy import load_file, save_file
 
 from microumup import fused
+from microumup.checkpoint import to_json
 from microumup.engine import using
 from microumup.interop import cases, judge, vectors
 from microumup.interop.cases import all_cases, expected, model
 from microumup.interop.judge import TOLERANCES, differences, tolerance_of
 from microumup.interop.vectors import check, main, read, write
-from microumup.lab.explain import to_json
 from microumup.optim import DECAYS
 from microumup.parametrization import SCHEMES
 
@@ -140,9 +140,7 @@ def test_a_plan_in_the_file_is_the_plan(made: Path) -> None:
     for case in all_cases():
         if case.op == "plan":
             config = cases.ModelConfig(**case.settings["config"])
-            assert plans[case.name] == json.loads(
-                json.dumps(to_json(cases.plan(config, case.settings["batch_tokens"])))
-            )
+            assert plans[case.name] == json.loads(to_json(cases.plan(config, case.settings["batch_tokens"])))
 
 
 def test_the_fp8_inputs_hold_what_is_difficult() -> None:
@@ -271,7 +269,7 @@ def test_nothing_fits_or_nothing_is_there(answered: Path, refused: Refused) -> N
     assert "no case fits x* in umup" in refused(main, ["check", str(answered), "--only", "x*", "--scheme", "umup"])
     shutil.rmtree(answered / "outputs")
     assert "no output of any of the" in refused(main, ["check", str(answered)])
-    assert "there is no such file" in refused(main, ["check", str(answered / "elsewhere")])
+    assert "index.json: cannot be read (No such file" in refused(main, ["check", str(answered / "elsewhere")])
 
 
 def test_writing_where_it_cannot_is_a_line(tmp_path: Path, refused: Refused) -> None:
@@ -302,7 +300,7 @@ HARMFUL = {
     "null": (first(file="a\0b"), "is no file that an index may name"),
     "no text": (first(file=["linear.safetensors"]), "is damaged"),
     "unknown op": (first(op="os.system"), "has the unknown op 'os.system'"),
-    "missing file": (first(file="other.safetensors"), "there is no such file"),
+    "missing file": (first(file="other.safetensors"), "other.safetensors: cannot be read (No such file"),
     "missing input": (first(inputs=["x", "w", "secret"]), "linear.2x3x5x7.float64/secret is missing"),
     "huge number": (first(settings={"fan_in": 10**12}), "has a setting 1000000000000 that no case of ours has"),
     "deep": (first(settings={"a": {"b": {"c": {"d": {"e": 1}}}}}), "has a setting"),
@@ -358,13 +356,13 @@ def test_what_is_no_safetensors_file_is_refused(answered: Path, refused: Refused
 
 def test_a_file_that_is_too_large_is_not_read(answered: Path, refused: Refused, monkeypatch) -> None:
     monkeypatch.setattr(vectors, "MOST_BYTES", 1000)
-    assert "bytes are more than the 1,000 that are read" in refused(main, ["check", str(answered)])
+    assert "bytes are too many" in refused(main, ["check", str(answered)])
 
 
 def test_what_is_no_plain_file_is_not_read(answered: Path, refused: Refused) -> None:
     (answered / "outputs" / "linear.safetensors").unlink()
     os.mkfifo(answered / "outputs" / "linear.safetensors")
-    assert "there is no such file" in refused(main, ["check", str(answered)])
+    assert "cannot be read (it is no regular file)" in refused(main, ["check", str(answered)])
 
 
 def test_dtypes_that_numpy_lacks_are_refused(answered: Path, refused: Refused) -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from conftest import Refused
 
+from microumup import fused
 from microumup.backend import install_hint
 from microumup.config import TrainConfig
 from microumup.lab import bench, twins
 from microumup.lab.bench import compare, disagreement, main, our_loss_and_gradients, peak_growth, ratio, take_turns
 from microumup.plan import gradient_constants
+from microumup.trainer import Trainer
 
 TINY: dict[str, Any] = {"width": 16, "layers": 1, "head_dim": 8, "seq_len": 8, "batch_size": 2}
 
@@ -43,8 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_ratio_is_the_median_over_turns(clock: Clock) -> None:
     ours, theirs = clock.program("ours", 9, 1, 3, 2), clock.program("theirs", 9, 2, 2, 2)  # 9: the warm-up
     c = compare("name", ours, theirs, rounds=3)
-    assert (c.ratio, c.ours_ms, c.theirs_ms) == (1.0, 2000, 2000)
-    assert (c.low, c.high) == (0.5, 1.5)
+    assert c == {"name": "name", "ours_ms": 2000, "theirs_ms": 2000, "ratio": 1.0, "low": 0.5, "high": 1.5}
 
 
 def test_programs_take_turns_in_either_order(clock: Clock) -> None:
@@ -67,7 +68,7 @@ def test_our_gradients_are_those_the_step_has(scheme: str, threads: int, monkeyp
     loss, _, _ = t.update(0)
     found, grads = our_loss_and_gradients(TINY, threads, scheme)
     assert found == loss
-    constants = gradient_constants(t.config, t.config.batch_size * t.config.seq_len)
+    constants = gradient_constants(t.plan)
     assert grads.keys() == seen.keys()
     for name, grad in grads.items():
         expected = seen[name] / constants[name]
@@ -202,6 +203,35 @@ def test_fp8_lists_every_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     text, found = run(["--fp8"], capsys)
     assert len(found["comparisons"]) == len(text) - 1 == 3
     assert all(c["ratio"] > 0 for c in found["comparisons"])
+
+
+@pytest.mark.usefixtures("small")
+def test_what_a_pair_gains_is_what_a_step_without_it_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are as long as they say here: 1 s for each pair that runs, 3 s for the readable one in its place."""
+    ran: list[dict[Any, Any]] = []
+    monkeypatch.setattr(Trainer, "update", lambda self, step: ran.append(self.kernels))
+
+    def take_turns(programs: dict[str, Any], rounds: int, **_: Any) -> dict[str, Any]:
+        ran.clear()
+        for program in programs.values():
+            program()
+        took = (3.0 * len(fused.KERNELS) - 2.0 * len(kernels) for kernels in ran)
+        return {name: np.full(rounds, seconds) for name, seconds in zip(programs, took, strict=True)}
+
+    monkeypatch.setattr(bench, "take_turns", take_turns)
+    found = bench.by_pair("A", 1, 2, progress=False)
+    assert ran[0] == fused.KERNELS
+    for without, op in zip(ran[1:], fused.KERNELS, strict=True):
+        assert without == {other: pair for other, pair in fused.KERNELS.items() if other is not op}
+    n = len(fused.KERNELS)
+    assert found == pytest.approx({op.__name__: (n + 2) / n - 1 for op in fused.KERNELS})
+
+
+@pytest.mark.usefixtures("small")
+def test_pairs_are_listed_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    text, found = run(["--pairs"], capsys)
+    assert found["pairs"].keys() == {op.__name__ for op in fused.KERNELS}
+    assert any(line.startswith("gain: linear ") for line in text)
 
 
 @pytest.mark.usefixtures("small")

@@ -12,52 +12,64 @@ from microumup import model
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.lab import chain
-from microumup.lab.chain import CHAIN, SIZES, changes, configs, lr_factors, main, measure, move, weight_factors
+from microumup.lab.chain import CHAIN, SIZES, changes, lr_factors, main, measure, move, plans, weight_factors
 from microumup.lab.gradcheck import tiny_config
 from microumup.model import init_params
 from microumup.optim import DECAYS, SGD, AdamW
 from microumup.parametrization import SCHEMES
-from microumup.plan import gradient_constants, weights
+from microumup.plan import gradient_constants, plan
 
 SHAPE = {"width": 16, "layers": 2, "head_dim": 4, "vocab_size": 11, "seq_len": 6, "norm_eps": 0.0}
-MUP = ModelConfig(scheme="mup", base_width=8, base_layers=1, sigma_init=0.3, alpha_emb=2.0, **SHAPE)
-TABLE2 = replace(MUP, scheme="mup-table2")
-TOKENS = 4 * SHAPE["seq_len"]
 STEPS = 10
 
 
-def text(config, steps, seed=0):
+def planned(p=None, **options):
+    """The plan of these options, or of those of another plan but for these, for batches of 4 sequences."""
+    config = replace(p.config, **options) if p else ModelConfig(**{**SHAPE, **options})
+    return plan(config, 4 * config.seq_len)
+
+
+MUP = planned(scheme="mup", base_width=8, base_layers=1, sigma_init=0.3, alpha_emb=2.0)
+TABLE2 = planned(MUP, scheme="mup-table2")
+UMUP = planned()
+
+
+def text(p, steps, seed=0):
     """Sequences that count on by 1 or 2. Every token is among the first inputs: a row of the embedding without a
     gradient is 0/0 to Adam at ε = 0."""
     rng = np.random.default_rng(seed)
-    V, T = config.vocab_size, config.seq_len
+    V, T = p.config.vocab_size, p.config.seq_len
     tokens = (rng.integers(V, size=(steps, 4, 1)) + rng.integers(1, 3, (steps, 4, T + 1)).cumsum(-1)) % V
     tokens[0, :, :-1].flat[:V] = np.arange(V)
     return tokens
 
 
-def adamw(config, params, C=None, *, eps=0.0, lr=2**-7, decay="independent", checkpoint=None):
-    C = C or {name: w.C for name, w in weights(config).items()}
+def fresh(p):
+    return init_params(p.config, 0, np.float64)
+
+
+def adamw(p, params, C=None, *, eps=0.0, lr=2**-7, decay="independent", checkpoint=None):
+    C = C or {name: w.C for name, w in p.weights.items()}
     optimizer = AdamW(params, C, lr=lr, weight_decay=0.01, decay=decay, eps=eps)
     if checkpoint:
-        optimizer.load_state(*checkpoint)
+        optimizer.moments, optimizer.updates = checkpoint
     return optimizer
 
 
-def losses(config, optimizer, tokens):
+def losses(p, optimizer, tokens):
     found = []
     for batch in tokens:
         leaves = {name: Tensor(w, name) for name, w in optimizer.params.items()}
-        out = model.loss(leaves, batch[:, :-1], batch[:, 1:], config)
+        out = model.loss(leaves, batch[:, :-1], batch[:, 1:], p)
         backpropagate(out)
         found.append(float(out.data))
         optimizer.step({name: leaf.grad for name, leaf in leaves.items()}, 1.0)
     return np.array(found)
 
 
-def half_trained(config, tokens, **settings):
-    optimizer = adamw(config, init_params(config, 0, np.float64), **settings)
-    losses(config, optimizer, tokens)
+def half_trained(p, tokens, **settings):
+    optimizer = adamw(p, fresh(p), **settings)
+    losses(p, optimizer, tokens)
     return optimizer
 
 
@@ -65,25 +77,23 @@ def worst_after_a_move(source, target, *, spoil=lambda moved: moved, needed_C=Fa
     """Largest difference of a loss over STEPS, in the middle of training."""
     tokens = text(source, 2 * STEPS)
     here = half_trained(source, tokens[:STEPS], **settings)
-    moved = spoil(move(here.params, here.state(), source, target, TOKENS))
+    moved = spoil(move(here.params, here.moments, source, target))
     lr, C = lr_factors(source, target)
     settings = {"lr": 2**-7, **settings}
     settings["lr"] *= lr
-    there = adamw(target, moved.params, C if needed_C else None, checkpoint=(moved.state, here.updates), **settings)
+    there = adamw(target, moved.params, C if needed_C else None, checkpoint=(moved.moments, here.updates), **settings)
     return np.abs(losses(source, here, tokens[STEPS:]) - losses(target, there, tokens[STEPS:])).max()
 
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Change a cell of a row. `weights` remembers its answers, so it has to forget them before and after."""
+    """Change a cell of a row. Plans made after that have it."""
 
     def change(scheme, type, **cells):
         row = SCHEMES[scheme]
         monkeypatch.setitem(SCHEMES, scheme, row._replace(**{type: getattr(row, type)._replace(**cells)}))
-        weights.cache_clear()
 
-    yield change
-    weights.cache_clear()
+    return change
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,9 +102,9 @@ def plant(monkeypatch):
 
 @pytest.mark.parametrize("sigma_init", [1.0, 0.3])
 def test_mup_and_mup_table2_have_the_same_100_losses(sigma_init):
-    rows = [replace(config, sigma_init=sigma_init) for config in (MUP, TABLE2)]
+    rows = [planned(p, sigma_init=sigma_init) for p in (MUP, TABLE2)]
     tokens = text(MUP, 100)
-    mup, table2 = (losses(c, adamw(c, init_params(c, 0, np.float64)), tokens) for c in rows)
+    mup, table2 = (losses(p, adamw(p, fresh(p)), tokens) for p in rows)
     assert np.abs(mup - table2).max() < 1e-12
     assert mup[-1] < mup[0] - 0.5  # it is training
 
@@ -103,15 +113,15 @@ def test_adams_epsilon_sees_the_move_a_little():
     """It is added to the root mean square of gradients, and those are θ times smaller: 3e-5, and 2e-6 to 8e-6 at
     σ_init = 1."""
     tokens = text(MUP, 100)
-    mup, table2 = (losses(c, adamw(c, init_params(c, 0, np.float64), eps=1e-8), tokens) for c in (MUP, TABLE2))
+    mup, table2 = (losses(p, adamw(p, fresh(p), eps=1e-8), tokens) for p in (MUP, TABLE2))
     assert 1e-9 < np.abs(mup - table2).max() < 1e-4
 
 
 def test_mup_at_base_width_is_sp_with_the_same_attention_factor():
-    sp = ModelConfig(scheme="sp", **SHAPE)
-    mup = ModelConfig(scheme="mup", base_width=16, base_layers=2, alpha_attn_softmax=sqrt(4), **SHAPE)
+    sp = planned(scheme="sp")
+    mup = planned(scheme="mup", base_width=16, base_layers=2, alpha_attn_softmax=sqrt(4))
     tokens = text(sp, 20)
-    one, two = (losses(c, adamw(c, init_params(c, 0, np.float64), eps=1e-8), tokens) for c in (sp, mup))
+    one, two = (losses(p, adamw(p, fresh(p), eps=1e-8), tokens) for p in (sp, mup))
     assert np.abs(one - two).max() < 1e-13
     assert set(weight_factors(sp, mup).values()) == {1.0}
     assert changes(sp, mup) == []
@@ -126,28 +136,28 @@ def test_a_checkpoint_in_the_middle_of_training_continues_on_its_trajectory(sour
 @pytest.mark.parametrize(("source", "target"), list(permutations(SCHEMES, 2)))
 def test_the_map_is_exact_from_any_row_to_any_other(source, target):
     """With the C that it asks for: then nothing is left to differ, so `changes` has left out nothing."""
-    pair = replace(tiny_config(source), seq_len=6), replace(tiny_config(target), seq_len=6)
+    pair = [plan(replace(tiny_config(scheme), seq_len=6), 4 * 6) for scheme in (source, target)]
     assert worst_after_a_move(*pair, needed_C=True) < 1e-12
     own = worst_after_a_move(*pair)
     assert own < 1e-12 if changes(*pair) == [] else own > 1e-6
 
 
 def test_there_and_back_is_where_it_was():
-    params = init_params(MUP, 0, np.float64)
+    params = fresh(MUP)
     optimizer = half_trained(MUP, text(MUP, 3))
-    umup = ModelConfig(**SHAPE)
-    there = move(params, optimizer.state(), MUP, umup, TOKENS)
-    back = move(there.params, there.state, umup, MUP, TOKENS)
-    for before, after in ((params, back.params), (optimizer.state(), back.state)):
+    there = move(params, optimizer.moments, MUP, UMUP)
+    back = move(there.params, there.moments, UMUP, MUP)
+    assert back.moments.keys() == {"m", "v"}
+    for before, after in ((params, back.params), *((optimizer.moments[kind], back.moments[kind]) for kind in "mv")):
         assert before.keys() == after.keys()
         assert all(after[name] == pytest.approx(array, rel=1e-13, abs=0) for name, array in before.items())
 
 
 def test_a_move_writes_to_none_of_its_arrays_and_keeps_their_dtype():
-    params = init_params(MUP)
-    moved = move(params, {"m/head": params["head"]}, MUP, TABLE2, TOKENS)
-    assert {w.dtype for w in [*moved.params.values(), *moved.state.values()]} == {np.dtype(np.float32)}
-    assert all(np.array_equal(params[name], w) for name, w in init_params(MUP).items())
+    params = init_params(MUP.config)
+    moved = move(params, {"m": {"head": params["head"]}}, MUP, TABLE2)
+    assert {w.dtype for w in [*moved.params.values(), *moved.moments["m"].values()]} == {np.dtype(np.float32)}
+    assert all(np.array_equal(params[name], w) for name, w in init_params(MUP.config).items())
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -158,14 +168,13 @@ def test_independent_weight_decay_keeps_the_map_exact_and_coupled_breaks_it(deca
 
 
 def test_sgd_stays_on_its_trajectory_with_its_constants_over_theta_squared():
-    umup = ModelConfig(**SHAPE)
-    theta, tokens = weight_factors(MUP, umup), text(MUP, STEPS)
-    moved = move(init_params(MUP, 0, np.float64), {}, MUP, umup, TOKENS)
-    assert moved.state == {}
-    constants = {name: c / theta[name] ** 2 for name, c in gradient_constants(umup, TOKENS).items()}
-    here = SGD(init_params(MUP, 0, np.float64), gradient_constants(MUP, TOKENS), lr=0.1, weight_decay=0.01)
+    theta, tokens = weight_factors(MUP, UMUP), text(MUP, STEPS)
+    moved = move(fresh(MUP), {}, MUP, UMUP)
+    assert moved.moments == {}
+    constants = {name: c / theta[name] ** 2 for name, c in gradient_constants(UMUP).items()}
+    here = SGD(fresh(MUP), gradient_constants(MUP), lr=0.1, weight_decay=0.01)
     there = SGD(moved.params, constants, lr=0.1, weight_decay=0.01)
-    one, two = losses(MUP, here, tokens), losses(umup, there, tokens)
+    one, two = losses(MUP, here, tokens), losses(UMUP, there, tokens)
     assert np.abs(one - two).max() < 1e-12
     assert one[-1] < one[0] - 0.1
 
@@ -180,11 +189,8 @@ def test_a_move_that_leaves_out_a_moment_is_caught(forgotten):
     power = {"m": 1, "v": 2}[forgotten]
 
     def spoil(moved):
-        state = {
-            key: array * theta[key[2:]] ** power if key.startswith(forgotten) else array
-            for key, array in moved.state.items()
-        }
-        return moved._replace(state=state)
+        unmoved = {name: array * theta[name] ** power for name, array in moved.moments[forgotten].items()}
+        return moved._replace(moments={**moved.moments, forgotten: unmoved})
 
     assert worst_after_a_move(MUP, TABLE2, spoil=spoil) > 1e-3
 
@@ -192,22 +198,24 @@ def test_a_move_that_leaves_out_a_moment_is_caught(forgotten):
 def test_a_number_of_updates_that_starts_anew_is_caught():
     tokens = text(MUP, 2 * STEPS)
     here = half_trained(MUP, tokens[:STEPS])
-    moved = move(here.params, here.state(), MUP, TABLE2, TOKENS)
-    there = adamw(TABLE2, moved.params, checkpoint=(moved.state, 0))
+    moved = move(here.params, here.moments, MUP, TABLE2)
+    there = adamw(TABLE2, moved.params, checkpoint=(moved.moments, 0))
     assert np.abs(losses(MUP, here, tokens[STEPS:]) - losses(TABLE2, there, tokens[STEPS:])).max() > 1e-3
 
 
 def test_a_c_that_forgets_sigma_init_is_caught(plant):
     plant("mup-table2", "input", C=lambda s: 1.0)
-    assert changes(MUP, TABLE2) == ["embedding: C is 0.3 times the one needed"]
-    assert worst_after_a_move(MUP, TABLE2) > 1e-3
+    table2 = planned(TABLE2)
+    assert changes(MUP, table2) == ["embedding: C is 0.3 times the one needed"]
+    assert worst_after_a_move(MUP, table2) > 1e-3
 
 
 def test_a_multiplier_that_forgets_sigma_init_is_named_by_what_follows_from_it(plant):
     plant("mup-table2", "output", A=lambda s: s.base_fan_in**0.5 / s.fan_in)
+    table2 = planned(TABLE2)
     sentence = "head: C is 3.333 times the one needed, a fresh one is 3.333 times as large"
-    assert changes(MUP, TABLE2) == [sentence]
-    assert worst_after_a_move(MUP, TABLE2, needed_C=True) < 1e-12
+    assert changes(MUP, table2) == [sentence]
+    assert worst_after_a_move(MUP, table2, needed_C=True) < 1e-12
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,15 +249,12 @@ EXPECTED = {  # at SIZES: D = 32, base width 16, L = 4, base depth 2, σ_init 1/
 
 @pytest.mark.parametrize("link", CHAIN, ids=lambda link: link.target)
 def test_every_link_names_exactly_what_differs(link):
-    assert changes(*configs(link, SIZES)) == EXPECTED[link.target]
+    assert changes(*plans(link, SIZES)) == EXPECTED[link.target]
 
 
 def test_the_chain_goes_through_every_row():
     assert [CHAIN[0].source, *(link.target for link in CHAIN)] == list(SCHEMES)
     assert all(one.target == two.source for one, two in pairwise(CHAIN))
-
-
-UMUP = ModelConfig(**SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +271,7 @@ UMUP = ModelConfig(**SHAPE)
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_hyperparameter_names_the_weights_it_acts_on(option, sentences):
-    assert changes(UMUP, replace(UMUP, **option)) == sentences
+    assert changes(UMUP, planned(UMUP, **option)) == sentences
 
 
 @pytest.mark.parametrize(
@@ -280,32 +285,31 @@ def test_a_hyperparameter_names_the_weights_it_acts_on(option, sentences):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_alpha_in_an_op_names_the_weights_beside_it(option, names):
-    assert [sentence.partition(":")[0] for sentence in changes(UMUP, replace(UMUP, **option))] == names
+    assert [sentence.partition(":")[0] for sentence in changes(UMUP, planned(UMUP, **option))] == names
 
 
 def test_a_ratio_that_varies_over_layers_is_given_as_a_range(plant):
     constant = SCHEMES["umup"].residual._replace(multipliers=lambda L, *_: [(sqrt(1 / 2), sqrt(1 / 2))] * L)
-    before = ModelConfig(scheme="umup-iclr", alpha_res=sqrt(1 / 2), **SHAPE)
+    before = planned(scheme="umup-iclr", alpha_res=sqrt(1 / 2))
     plant("umup", "residual", multipliers=constant.multipliers)
     # r_l/r_0 is 1/2 at L = 4; with a = b it is √2^(l-1): 1 and 2 for o, √2 and 2√2 for down
-    said = changes(before, UMUP)
+    said = changes(before, planned())
     assert any(sentence.endswith("(r_l/r_0 0.5 -> 1 to 2)") for sentence in said)
     assert any(sentence.endswith("(r_l/r_0 0.5 -> 1.414 to 2.828)") for sentence in said)
 
 
 def test_rmsnorms_epsilon_makes_another_trunk_an_approximation():
     def pair(norm_eps):
-        shape = {**SHAPE, "norm_eps": norm_eps}
-        return ModelConfig(scheme="mup-table3", alpha_emb=2.0, **shape), ModelConfig(alpha_res=0.5, **shape)
+        source = planned(scheme="mup-table3", alpha_emb=2.0, norm_eps=norm_eps)
+        return source, planned(alpha_res=0.5, norm_eps=norm_eps)
 
     assert not any(sentence.startswith("RMSNorm") for sentence in changes(*pair(0.0)))
     source, target = pair(1e-3)
     # what the embedding has on the trunk: 2 after every branch, against 1 and down to 1/√(1 + α_res²)
     assert changes(source, target)[-1] == "RMSNorm's ε: still 0.001, and the trunk is 0.4472 to 0.5 times as large"
-    params = init_params(source, 0, np.float64)
-    tokens = text(source, 1)[0]
-    moved = move(params, {}, source, target, TOKENS)
-    one, two = (model.forward(p, tokens, c).data for p, c in ((params, source), (moved.params, target)))
+    params, tokens = fresh(source), text(source, 1)[0]
+    moved = move(params, {}, source, target)
+    one, two = (model.forward(w, tokens, p).data for w, p in ((params, source), (moved.params, target)))
     assert 1e-6 < np.abs(one - two).max() / np.abs(one).max() < 1e-2  # ε against mean squares near 1 and 4
 
 
@@ -314,21 +318,21 @@ def test_rmsnorms_epsilon_makes_another_trunk_an_approximation():
 
 
 @pytest.mark.parametrize(
-    ("target", "message"),
+    ("options", "message"),
     [
-        (replace(TABLE2, width=32), "move: --width is 16 in source, 32 in target; make them the same"),
-        (replace(TABLE2, norm_eps=1e-6), "move: --norm-eps is 0.0 in source, 1e-06 in target"),
-        (replace(TABLE2, fp8="fp8"), "move: a cast to FP8 is not the same at another scale; move with fp8='none'"),
+        ({"width": 32}, "move: --width is 16 in source, 32 in target; make them the same"),
+        ({"norm_eps": 1e-6}, "move: --norm-eps is 0.0 in source, 1e-06 in target"),
+        ({"fp8": "fp8"}, "move: a cast to FP8 is not the same at another scale; move with fp8='none'"),
     ],
 )
-def test_what_is_another_network_is_refused(target, message):
+def test_what_is_another_network_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        move(init_params(MUP), {}, MUP, target, TOKENS)
+        move(fresh(MUP), {}, MUP, planned(TABLE2, **options))
 
 
 def test_params_of_another_model_are_refused():
     with pytest.raises(ValueError, match="move: params are not those of source"):
-        move({"params/head": np.zeros(3)}, {}, MUP, TABLE2, TOKENS)
+        move({"params/head": np.zeros(3)}, {}, MUP, TABLE2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -376,7 +380,7 @@ def test_a_map_that_is_wrong_fails_every_step_it_is_wrong_at(monkeypatch, capsys
     assert main(["--steps", "3", "--quiet"]) == 1
     failed = "mup -> mup-table2, mup-table2 -> mup-table3, mup-table3 -> umup"  # elsewhere θ is 1
     assert capsys.readouterr().err == f"microumup chain: not what the row says: {failed}\n"
-    assert measure(CHAIN[1], *configs(CHAIN[1], SIZES), steps=2)["verdict"] == "another network"
+    assert measure(CHAIN[1], *plans(CHAIN[1], SIZES), steps=2)["verdict"] == "another network"
 
 
 def test_a_c_that_is_wrongly_taken_for_the_needed_one_fails(monkeypatch):
@@ -387,7 +391,7 @@ def test_a_c_that_is_wrongly_taken_for_the_needed_one_fails(monkeypatch):
         return lr, C | {"layer1.k": (1 + 1e-6) * C["layer1.k"]}
 
     monkeypatch.setattr(chain, "lr_factors", planted)
-    found = measure(CHAIN[3], *configs(CHAIN[3], SIZES))
+    found = measure(CHAIN[3], *plans(CHAIN[3], SIZES))
     assert found["with_needed_C"] > 100 * chain.SAME
     assert not found["passed"]
 
@@ -409,7 +413,7 @@ def test_the_seed_changes_the_numbers_and_repeats_them(capsys):
     ("argv", "message"),
     [
         (["--width", "20"], "--width: 20 is not a multiple of --head-dim 8"),
-        (["--base-width", "6"], "--base-width: 6 is not a multiple of 4"),
+        (["--base-width", "6"], "--base-width: 6 is no multiple of 4"),
         (["--layers", "0"], "--layers: 0 is too small; the least is 1"),
         (["--steps", "1"], "--steps: 1 is too small; the least is 2"),
         (["--seed", "-1"], "--seed: -1 is too small; the least is 0"),

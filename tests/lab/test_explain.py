@@ -2,19 +2,24 @@ import json
 import re
 from dataclasses import replace
 from math import log, prod, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Refused
+from test_plan import odd
 
-from microumup.config import PRESETS, TrainConfig
+from microumup.checkpoint import to_json
+from microumup.config import PRESETS, ModelConfig, TrainConfig
 from microumup.engine import Tensor, backpropagate, tape
+from microumup.fp8 import FORMATS, LinearFormats
 from microumup.lab.explain import Branch, Ledger, Parameter, explain, hints, main, report
 from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.model import init_params, loss
+from microumup.ops import ResidualScale, Scale
 from microumup.optim import SGD, AdamW
-from microumup.parametrization import SCHEMES
-from microumup.plan import weights
+from microumup.parametrization import SCHEMES, Weight
+from microumup.plan import Linear, Plan, plan, weights
 
 # D 16, F 44, V 64, T 8, K 4, L 4; b = 2 · 8 = 16 tokens in a batch
 SMALL = TrainConfig(width=16, layers=2, head_dim=4, seq_len=8, vocab_size=64, batch_size=2, steps=100, lr=2.0)
@@ -173,7 +178,7 @@ def gradients(config: TrainConfig, params: dict) -> dict:
     # each token once, so that no row of the embedding is without gradient
     tokens = np.random.default_rng(0).permutation(config.vocab_size).reshape(2, -1)
     tensors = {name: Tensor(w, name) for name, w in params.items()}
-    backpropagate(loss(tensors, tokens, tokens[::-1], config))
+    backpropagate(loss(tensors, tokens, tokens[::-1], plan(config, tokens.size)))
     return {name: t.grad for name, t in tensors.items()}
 
 
@@ -309,6 +314,46 @@ def test_a_hint_is_not_given_where_they_do_not(options: dict) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The plan in JSON
+
+
+def from_json(found: dict[str, Any], config_type: type[ModelConfig] = ModelConfig) -> Plan:
+    """The Plan that was given to `to_json`. It goes by the types' own fields: what is missing or too much raises."""
+
+    def formats(names: dict[str, str | None]) -> LinearFormats:
+        return LinearFormats(**{tensor: name and FORMATS[name] for tensor, name in names.items()})
+
+    def lists_as_tuples(x: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in x.items()}
+
+    scales = {name: Scale(**found[name]) for name in ("embedding", "attention", "gated_silu", "loss")}
+    rest = {
+        "config": config_type(**lists_as_tuples(found["config"])),
+        "weights": {name: Weight(**lists_as_tuples(w)) for name, w in found["weights"].items()},
+        "linears": {name: Linear(Scale(**x["scale"]), formats(x["fp8"])) for name, x in found["linears"].items()},
+        "branches": tuple(ResidualScale(**branch) for branch in found["branches"]),
+    }
+    return Plan(**found | scales | rest)
+
+
+@pytest.mark.parametrize("fp8", ["none", "fp8", "fp8-iclr", "fp8,head.all=none,q.dy=e5m2"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_json_keeps_all_of_a_plan(scheme: str, fp8: str) -> None:
+    numbers = plan(odd(scheme, fp8=fp8), batch_tokens=37)
+    found = from_json(json.loads(to_json(numbers)))
+    assert found == numbers == plan(odd(scheme, fp8=fp8), batch_tokens=37)  # and to_json has changed nothing
+    assert list(found.weights) == list(numbers.weights)  # dicts are equal in any order; a file keeps this one
+
+
+def test_the_commands_json_is_the_plan_losslessly(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"lr": 2**0.3, "alpha_res": 1 / 3, "alpha_ffn_act": 0.1, "fp8": "fp8-iclr", "seed": 3}
+    argv = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main([*argv, "--text", "a.txt", "b.txt", "--quiet", "--json"]) == 0
+    found = from_json(json.loads(capsys.readouterr().out)["plan"], TrainConfig)
+    assert found == plan(TrainConfig(**options, text=("a.txt", "b.txt")), 16 * 64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -317,7 +362,7 @@ def test_the_json_has_the_whole_ledger(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     found, expected = json.loads(out), explain(TrainConfig(layers=3, scheme="mup", lr=2**-6))
-    assert list(found) == list(Ledger._fields)
+    assert set(found) == set(Ledger._fields)
     for part, row in (("parameters", Parameter), ("branches", Branch)):
         assert all(list(line) == list(row._fields) for line in found[part])
     assert [p["name"] for p in found["parameters"]] == list(weights(TrainConfig(layers=3, scheme="mup")))

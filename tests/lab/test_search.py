@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microumup.config import TrainConfig
-from microumup.lab.search import draw, grid, independent, parse_grid, ranked, show, summary
+from microumup.lab.search import draw, grid, independent, parse_grid, ranked, summary
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1}
 
@@ -164,10 +164,6 @@ def test_the_summary_says_the_best_of_each_value() -> None:
     assert best_of_lr[:3] == ["lr  alpha_res  best loss", " 2        0.5  1.5000", " 1          1  2.0000"]
 
 
-def test_columns_stand_under_each_other() -> None:
-    assert show([["a", "bbb", "c"], ["22", "1", "x"]]) == " a  bbb  c\n22    1  x"
-
-
 def test_independent_search_finds_the_optimum_of_a_separable_loss() -> None:
     asked: list[TrainConfig] = []
 
@@ -203,6 +199,17 @@ def test_independent_search_tries_the_neighbouring_lrs_with_the_combined_values(
     assert stages["lr"].values == {"lr": 1.0}
     assert stages["combined"].values == {"alpha_res": 8.0, "lr": 1.0}
     assert stages["combined, lr again"].values == {"alpha_res": 8.0, "lr": 0.5}
+
+
+def test_at_the_edge_of_the_axis_independent_search_tries_three_lrs_too() -> None:
+    asked: list[float] = []
+
+    def train_all(configs: list[TrainConfig]) -> list[dict[str, Any]]:
+        asked[:] = [c.eta for c in configs]
+        return [record(c, -c.eta) for c in configs]
+
+    independent(TINY, [("lr", [0.25, 0.5, 1.0, 2.0]), ("alpha_res", [1.0])], 1, train_all)
+    assert asked == [0.5, 1.0, 2.0]
 
 
 def test_independent_search_ends_where_nothing_trains() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microumup.lab.tables import read_table, to_line, write_table
+from microumup.lab.tables import read_table, text_table, to_line, write_table
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]))  # of one line
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT | st.lists(st.integers())
@@ -33,3 +33,18 @@ def test_what_is_no_table_is_refused(tmp_path, content):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ValueError, match=r"t\.csv is not a table"):
         read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("align", "text"),
+    [
+        ("", " a  bbb  c\n22    1  x"),
+        ("<><", "a   bbb  c\n22    1  x"),
+    ],
+)
+def test_columns_stand_under_each_other(align, text):
+    assert text_table([["a", "bbb", "c"], ["22", "1", "x"]], align) == text
+
+
+def test_nothing_stands_behind_the_last_column():
+    assert text_table([["a", ""], ["b", "long"]], "<<", gap=" | ") == "a |\nb | long"

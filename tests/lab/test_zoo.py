@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microumup import model, ops
+from microumup import fused, model, ops
 from microumup.config import ModelConfig
+from microumup.diverged import Diverged
 from microumup.engine import Tensor, backpropagate
-from microumup.lab import zoo
+from microumup.lab import sweep, zoo
 from microumup.lab.mistakes import UMUP, ZOO, planted
 from microumup.lab.zoo import ALL_CHECKS, CHECKS, best, by_transfer, examine, main, table
 from microumup.model import init_params
 from microumup.multipliers import residual_taus
 from microumup.optim import DECAYS
 from microumup.parametrization import SCHEMES, Shape, weight
-from microumup.plan import weights
-from microumup.trainer import Diverged
+from microumup.plan import plan, weights
 
 DOC = Path(__file__).parents[2] / "docs" / "zoo.md"
 
@@ -57,7 +57,7 @@ def test_what_no_check_catches_has_a_word_on_what_does():
 def state():
     names = [(module, name) for module in (ops, model) for name in vars(module) if not name.startswith("__")]
     functions = {(module.__name__, name): getattr(module, name) for module, name in names}
-    return functions | dict(SCHEMES) | dict(DECAYS) | weights(ModelConfig())
+    return functions | dict(SCHEMES) | dict(DECAYS) | dict(fused.KERNELS) | weights(ModelConfig())
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -101,14 +101,15 @@ def test_eq_22_as_printed():
 
 def test_tied_embeddings_get_the_gradients_of_both_places():
     config = ModelConfig(width=16, head_dim=4, layers=1, seq_len=8, vocab_size=32)
+    numbers = plan(config, 2 * 8)
     params = {name: Tensor(w, name) for name, w in init_params(config, 0, np.float64).items()}
     ids = np.random.default_rng(0).integers(32, size=(2, 2, 8))
     with planted(ZOO["tied-embeddings"]):
-        out = model.loss(params, *ids, config)
+        out = model.loss(params, *ids, numbers)
         zoo_params = {name: leaf.data for name, leaf in params.items()} | {"head": np.zeros((32, 16))}
-        assert out.data == model.loss(zoo_params, *ids, config).data  # the head counts no more
+        assert out.data == model.loss(zoo_params, *ids, numbers).data  # the head counts no more
     backpropagate(out, keep=True)
-    head = out.inputs[0].inputs[1]
+    head = out.inputs[1]
     assert not params["head"].grad.any()
     assert head.grad.any()
     unseen = np.setdiff1d(np.arange(32), ids[0])
@@ -117,10 +118,10 @@ def test_tied_embeddings_get_the_gradients_of_both_places():
 
 def test_the_length_of_the_input_changes_the_logits_of_a_prefix():
     config = ModelConfig(width=16, head_dim=4, layers=1, seq_len=8, vocab_size=32)
-    params, tokens = init_params(config), np.arange(8)[None]
+    params, tokens, numbers = init_params(config), np.arange(8)[None], plan(config, 8)
     with planted(ZOO["input-length"]):
-        whole, prefix = (model.forward(params, tokens[:, :n], config).data[:, :4] for n in (8, 4))
-    right = model.forward(params, tokens, config).data[:, :4]
+        whole, prefix = (model.forward(params, tokens[:, :n], numbers).data[:, :4] for n in (8, 4))
+    right = model.forward(params, tokens, numbers).data[:, :4]
     assert np.array_equal(whole, right)  # at the training length nothing is wrong
     assert np.abs(prefix - right).max() > 0.01 * np.abs(right).max()
 
@@ -176,14 +177,14 @@ def test_transfer_trains_with_the_mistake_at_both_widths(monkeypatch):
 
 
 def test_the_loss_is_that_of_a_short_training(monkeypatch, corpus):
-    monkeypatch.setattr(zoo, "corpus", lambda: corpus)
+    monkeypatch.setattr(sweep, "corpus_of", lambda config: corpus)
     monkeypatch.setattr(zoo, "STEPS", 2)
     assert 4 < zoo.valid_loss(16, 1) < 6
 
-    def diverge(config, corpus):
-        raise Diverged(1, inf, config)
+    def diverge(config, corpus, **_):
+        raise Diverged(1, "loss", inf, config)
 
-    monkeypatch.setattr(zoo, "train", diverge)
+    monkeypatch.setattr(sweep, "train", diverge)
     assert zoo.valid_loss(16, 1) == inf
 
 

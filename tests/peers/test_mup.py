@@ -14,7 +14,7 @@ from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.model import init_params, loss
 from microumup.optim import DECAYS, AdamW
-from microumup.plan import weights
+from microumup.plan import plan, weights
 
 mup = pytest.importorskip("mup", reason="needs mup: pip install 'microumup[peers]'")
 WIDTHS = (16, 32, 48)  # the first is the base
@@ -125,17 +125,17 @@ def test_init_std_of_every_parameter(width: int) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_training_of_a_whole_llama(width: int) -> None:
-    c = config(width)
-    ours, model = init_params(c, 0, np.float64), llama(width)
+    numbers = plan(config(width), 3 * 7)
+    ours, model = init_params(numbers.config, 0, np.float64), llama(width)
     theirs, peer = model.by_our_names(), adamw(model)
     for name, parameter in theirs.items():
         parameter.data.copy_(torch.tensor(ours[name]))
-    optimizer = AdamW(ours, {name: w.C for name, w in weights(c).items()}, lr=LR, weight_decay=DECAY)
+    optimizer = AdamW(ours, {name: w.C for name, w in numbers.weights.items()}, lr=LR, weight_decay=DECAY)
     for step in range(10):
         batch = np.random.default_rng(step).integers(0, 11, (3, 8))
         tokens, targets = batch[:, :-1], batch[:, 1:]
         tensors = {name: Tensor(w, name) for name, w in ours.items()}
-        out = loss(tensors, tokens, targets, c)
+        out = loss(tensors, tokens, targets, numbers)
         backpropagate(out)
         peer.zero_grad()
         expected = F.cross_entropy(model(torch.tensor(tokens)).flatten(0, 1), torch.tensor(targets).flatten())

@@ -11,6 +11,7 @@ from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.model import init_params, loss
 from microumup.optim import AdamW
+from microumup.plan import plan
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'microumup[peers]'")
 F = torch.nn.functional
@@ -96,7 +97,7 @@ def test_a_whole_llama_and_20_steps_of_adamw() -> None:
         batch = np.random.default_rng(step).integers(0, 11, (3, 8))
         tokens, targets = batch[:, :-1], batch[:, 1:]
         tensors = {name: Tensor(w, name) for name, w in ours.items()}
-        out = loss(tensors, tokens, targets, config)
+        out = loss(tensors, tokens, targets, plan(config, tokens.size))
         backpropagate(out)
         peer.zero_grad()
         expected = torch_llama(theirs, torch.tensor(tokens), torch.tensor(targets), config)

@@ -12,8 +12,7 @@ pytest.importorskip("unit_scaling", reason="needs unit-scaling: pip install 'mic
 
 from microumup.lab.bench import Disagreement, check, new_twin  # noqa: E402
 from microumup.lab.twins import TWINS, Twin, UnitScalingTwin  # noqa: E402
-from microumup.model import weights  # noqa: E402
-from microumup.plan import gradient_constants
+from microumup.plan import gradient_constants, plan, weights  # noqa: E402
 
 SHAPE: dict[str, Any] = {"width": 32, "layers": 3, "head_dim": 8, "seq_len": 12, "batch_size": 4, "vocab_size": 300}
 
@@ -52,7 +51,7 @@ def test_unit_scaling_departs_from_us_in_up_and_gate_alone(monkeypatch: pytest.M
     _, accounted_for = twin.loss_and_gradients()
     monkeypatch.setattr(UnitScalingTwin, "gradient_constant", lambda self, name: 1.0)
     _, raw = twin.loss_and_gradients()
-    constants = gradient_constants(twin.config, twin.tokens.numel())
+    constants = gradient_constants(plan(twin.config, twin.tokens.numel()))
     for name, grad in raw.items():
         known = sqrt(11 / 4) if name.endswith((".up", ".gate")) else 1.0
         np.testing.assert_allclose(grad / (constants[name] * known), accounted_for[name], rtol=1e-5, err_msg=name)

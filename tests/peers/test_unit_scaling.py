@@ -19,10 +19,10 @@ from test_torch import F, heads, rotate, torch  # skips this file too where ther
 from microumup import ops
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.model import branches, forward, init_params, loss
+from microumup.model import forward, init_params, loss
 from microumup.multipliers import attention_sigma, log_interpolate
 from microumup.optim import DECAYS, AdamW
-from microumup.plan import gradient_constants, weights
+from microumup.plan import gradient_constants, plan
 
 uu = pytest.importorskip("unit_scaling", reason="needs unit-scaling: pip install 'microumup[peers]'")
 U = uu.functional
@@ -34,9 +34,8 @@ CONFIG = ModelConfig(
     scheme="umup-iclr", width=16, layers=3, head_dim=4, seq_len=7, vocab_size=11, norm_eps=1e-5,
     alpha_res=0.7, alpha_res_attn_ratio=1.7, alpha_ffn_act=1.3, alpha_attn_softmax=1.5, alpha_loss_softmax=2.0,
 )  # fmt: skip
-FACTORS, TABLE = CONFIG.rules.ops, weights(CONFIG)
-ATTENTION = FACTORS.attention(CONFIG.alpha_attn_softmax, CONFIG.head_dim, CONFIG.seq_len)
 B, T, D, FFN, V = 2, CONFIG.seq_len, CONFIG.width, CONFIG.ffn_dim, CONFIG.vocab_size
+PLAN = plan(CONFIG, B * T)
 IDS = RNG.integers(0, V, (B, T))
 TAU = uu.transformer_residual_scaling_rule(CONFIG.alpha_res, CONFIG.alpha_res_attn_ratio)
 
@@ -50,7 +49,7 @@ TAU = uu.transformer_residual_scaling_rule(CONFIG.alpha_res, CONFIG.alpha_res_at
 def test_residual_tau_is_there_a_ratio_of_standard_deviations(layers: int, alpha_res: float, ratio: float) -> None:
     c = ModelConfig(scheme="umup-iclr", layers=layers, alpha_res=alpha_res, alpha_res_attn_ratio=ratio)
     theirs = uu.transformer_residual_scaling_rule(alpha_res, ratio)
-    taus = [(scale.a / scale.b) ** 2 for scale in branches(c)]
+    taus = [(scale.a / scale.b) ** 2 for scale in plan(c, 1).branches]
     assert taus == pytest.approx([theirs(index, c.branches) ** 2 for index in range(c.branches)], rel=1e-14)
 
 
@@ -66,7 +65,7 @@ def test_log_interpolate(weight: float) -> None:
 
 def residual_layer(branch: int) -> tuple[Callable[..., Tensor], Callable[..., Any], list[tuple[int, ...]]]:
     """R' = a f(R) + b R with a plain linear as f: a gradient that a would reach too early shows in that of w."""
-    scale = branches(CONFIG)[branch]
+    scale = PLAN.branches[branch]
     return (
         lambda x, w: ops.residual_add(ops.linear(ops.residual_split(x, scale=scale), w), x, scale=scale),
         lambda x, w: U.residual_apply(lambda h: F.linear(h, w), x, TAU(branch, CONFIG.branches)),
@@ -75,13 +74,11 @@ def residual_layer(branch: int) -> tuple[Callable[..., Tensor], Callable[..., An
 
 
 def our_linear(name: str) -> Callable[..., Tensor]:
-    w = TABLE[name]
-    return lambda x, weight: ops.linear(x, weight, scale=FACTORS.linear(w.A, w.A_backward, B * T))
+    return lambda x, weight: ops.linear(x, weight, scale=PLAN.linears[name].scale)
 
 
 def our_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    score_scale = CONFIG.alpha_attn_softmax * CONFIG.rules.score_scale(CONFIG.head_dim)
-    return ops.attention(q, k, v, head_dim=CONFIG.head_dim, score_scale=score_scale, scale=ATTENTION)
+    return ops.attention(q, k, v, head_dim=CONFIG.head_dim, score_scale=PLAN.score_scale, scale=PLAN.attention)
 
 
 def their_attention(q: Any, k: Any, v: Any) -> Any:
@@ -94,7 +91,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any], list[tuple[int, 
     "linear": (our_linear("layer0.down"), lambda x, w: U.linear(x, w, None), [(B, T, FFN), (D, FFN)]),
     "linear_readout": (our_linear("head"), lambda x, w: U.linear_readout(x, w, None), [(B, T, D), (V, D)]),
     "embedding": (
-        lambda w: ops.embedding(IDS, w, scale=FACTORS.embedding(TABLE["embedding"].A, V, B * T)),
+        lambda w: ops.embedding(IDS, w, scale=PLAN.embedding),
         lambda w: U.embedding(torch.tensor(IDS), w),
         [(V, D)],
     ),
@@ -103,19 +100,14 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any], list[tuple[int, 
     ),
     "attention": (our_attention, their_attention, [(B, T, D)] * 3),
     "gated_silu": (
-        lambda x_in, x_gate: ops.gated_silu(
-            x_in, x_gate, alpha=CONFIG.alpha_ffn_act, scale=FACTORS.gated_silu(CONFIG.alpha_ffn_act)
-        ),
+        lambda x_in, x_gate: ops.gated_silu(x_in, x_gate, alpha=CONFIG.alpha_ffn_act, scale=PLAN.gated_silu),
         lambda x_in, x_gate: U.silu_glu(x_in, x_gate, mult=CONFIG.alpha_ffn_act),
         [(B, T, D)] * 2,
     ),
     "residual, attention": residual_layer(2),
     "residual, FFN": residual_layer(3),
     "cross_entropy": (
-        lambda z: ops.cross_entropy(
-            z, IDS, alpha=CONFIG.alpha_loss_softmax,
-            scale=FACTORS.cross_entropy(CONFIG.alpha_loss_softmax, V, B * T),
-        ),
+        lambda z: ops.cross_entropy(z, IDS, alpha=CONFIG.alpha_loss_softmax, scale=PLAN.loss),
         lambda z: U.cross_entropy(z.flatten(0, 1), torch.tensor(IDS).flatten(), mult=CONFIG.alpha_loss_softmax),
         [(B, T, V)],
     ),
@@ -146,7 +138,7 @@ def test_their_attention_depends_on_the_length_of_the_input_and_ours_does_not() 
 
 def test_their_attention_has_no_factor_for_a_single_token_and_ours_does() -> None:
     q, k, v = (RNG.standard_normal((B, 1, D)) for _ in range(3))
-    np.testing.assert_allclose(our_attention(q, k, v).data, ATTENTION.y * v, **CLOSE)
+    np.testing.assert_allclose(our_attention(q, k, v).data, PLAN.attention.y * v, **CLOSE)
     with pytest.raises(ValueError):  # the log of log(1)/1
         their_attention(*map(torch.tensor, (q, k, v)))
 
@@ -217,7 +209,7 @@ def test_logits_of_a_whole_decoder() -> None:
     params, model, (tokens, _) = init_params(CONFIG, 0, np.float64), decoder(), batch(0)
     load(model, params)
     theirs = model(torch.tensor(tokens)).detach().numpy()
-    np.testing.assert_allclose(forward(params, tokens, CONFIG).data, theirs, **CLOSE_BY_RMS)
+    np.testing.assert_allclose(forward(params, tokens, PLAN).data, theirs, **CLOSE_BY_RMS)
 
 
 def their_gradients(model: Any) -> dict[str, Any]:
@@ -235,7 +227,7 @@ def known_constant(name: str) -> float:
 def test_gradient_of_every_parameter_of_a_whole_decoder(constrained: bool) -> None:
     theirs = their_gradients(decoder(constrained=constrained))
     ours = {name: Tensor(w, name) for name, w in init_params(CONFIG, 0, np.float64).items()}
-    backpropagate(loss(ours, *batch(0), CONFIG))
+    backpropagate(loss(ours, *batch(0), PLAN))
     for name, tensor in ours.items():
         known = 1.0 if constrained else known_constant(name)
         np.testing.assert_allclose(theirs[name] / known, tensor.grad, err_msg=name, **CLOSE_BY_RMS)
@@ -246,7 +238,7 @@ def test_their_gradients_are_the_true_ones_times_our_gradient_constants(monkeypa
     monkeypatch.setattr(U, "scale_fwd", lambda x, scale: x * scale)
     monkeypatch.setattr(U, "scale_bwd", lambda x, scale: x)
     true = their_gradients(decoder())
-    for name, c_W in gradient_constants(CONFIG, B * T).items():
+    for name, c_W in gradient_constants(PLAN).items():
         np.testing.assert_allclose(theirs[name] / known_constant(name), true[name] * c_W, err_msg=name, **CLOSE_BY_RMS)
 
 
@@ -261,12 +253,12 @@ def groups_by_our_names(model: Any) -> dict[str, dict[str, Any]]:
 
 def test_learning_rate_of_every_parameter() -> None:
     theirs = {name: group["lr"] / LR for name, group in groups_by_our_names(decoder()).items()}
-    assert theirs == pytest.approx({name: w.C for name, w in TABLE.items()}, rel=1e-15)
+    assert theirs == pytest.approx({name: w.C for name, w in PLAN.weights.items()}, rel=1e-15)
 
 
 def test_weight_decay_of_every_parameter_is_our_independent_mode() -> None:
     theirs = {name: group["lr"] * group["weight_decay"] for name, group in groups_by_our_names(decoder()).items()}
-    ours = {name: DECAYS["independent"](DECAY, 1.0, LR, w.C) for name, w in TABLE.items()}
+    ours = {name: DECAYS["independent"](DECAY, 1.0, LR, w.C) for name, w in PLAN.weights.items()}
     assert theirs == pytest.approx(ours, rel=1e-15)
 
 
@@ -276,18 +268,18 @@ def test_weight_decay_of_every_parameter_is_our_independent_mode() -> None:
 def test_init_std(name: str, module: str) -> None:
     torch.manual_seed(0)
     drawn = getattr(uu, module)(256, 256).weight.detach().std()
-    assert float(drawn) == pytest.approx(TABLE[name].init_std, rel=0.02)  # of 2^16 draws: ± 0.003
+    assert float(drawn) == pytest.approx(PLAN.weights[name].init_std, rel=0.02)  # of 2^16 draws: ± 0.003
 
 
 def test_training_of_a_whole_decoder() -> None:
     ours, model = init_params(CONFIG, 0, np.float64), decoder()
     load(model, ours)
     peer = uu.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
-    optimizer = AdamW(ours, {name: w.C for name, w in TABLE.items()}, lr=LR, weight_decay=DECAY)
+    optimizer = AdamW(ours, {name: w.C for name, w in PLAN.weights.items()}, lr=LR, weight_decay=DECAY)
     for step in range(10):
         tokens, targets = batch(step)
         tensors = {name: Tensor(w, name) for name, w in ours.items()}
-        out = loss(tensors, tokens, targets, CONFIG)
+        out = loss(tensors, tokens, targets, PLAN)
         backpropagate(out)
         peer.zero_grad()
         expected = their_loss(model, tokens, targets)

@@ -9,9 +9,10 @@ from zlib import crc32
 import numpy as np
 
 from microumup.fp8 import LINEARS
-from microumup.lab.claims import Data, Rows
-from microumup.lab.figures import FIGURES, Figure, range_rows, row, wanted
-from microumup.lab.recipes import LAPTOP, Known, Scale, id_of
+from microumup.lab.figures.command import FIGURES
+from microumup.lab.figures.figure import Figure, Known, data_of
+from microumup.lab.figures.rows import Data, Rows
+from microumup.lab.figures.settings import LAPTOP, Run, Setting, id_of
 from microumup.lab.sweep import Job, plain
 
 
@@ -124,13 +125,22 @@ def computed(name: str) -> Rows:
     return compute()
 
 
-def data(figure: Figure, world: World, scale: Scale = LAPTOP) -> Data:
+def records(figure: Figure, world: World, setting: Setting = LAPTOP) -> Known:
+    """What a figure's runs would leave in that world."""
+    assert figure.recipe
+    known: Known = {}
+
+    def missing() -> list[Run]:
+        assert figure.recipe
+        return [run for run in figure.recipe(setting, known) if id_of(run.job) not in known]
+
+    while runs := missing():
+        known |= {id_of(run.job): record(world, run.line, run.job) for run in runs}
+    return known
+
+
+def data(figure: Figure, world: World, setting: Setting = LAPTOP) -> Data:
     """What the figure's CSVs would hold in that world."""
     if figure.compute:
         return Data(computed(figure.name), [])
-    known: Known = {}
-    while missing := {id: job for id, job in wanted([figure], scale, known).items() if id not in known}:
-        known |= {id: record(world, scale.line(config_of(job)), job) for id, job in missing.items()}
-    records = [known[id] for id in wanted([figure], scale, known)]
-    runs = [row(figure, scale, r) for r in records]
-    return Data(runs, [x for r in records for x in range_rows(figure, scale, r)])
+    return data_of(figure, setting, records(figure, world, setting))

@@ -1,0 +1,103 @@
+"""Claims and whether they hold: an effect with its 95 % interval over seeds, a criterion, and the verdict."""
+
+from collections.abc import Sequence
+from math import inf, isnan
+from typing import NamedTuple
+
+from microumup.lab.figures.rows import Row, or_nan
+from microumup.lab.statistics import Estimate
+
+HOLDS, PARTLY, UNDECIDED, FAILS = "holds", "holds partly", "undecided", "does not hold at this scale"
+REPORTED, NOT_JUDGED = "reported", "not judged"
+
+
+class Criterion(NamedTuple):
+    """Bounds of what an effect has to be: at least `low` and at most `high`. Without either it is only reported."""
+
+    low: float = -inf
+    high: float = inf
+
+    def __str__(self) -> str:
+        if self.low > -inf and self.high < inf:
+            return f"within ±{self.high:g}" if self.low == -self.high else f"from {self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.low > -inf else f"at most {self.high:g}" if self.high < inf else ""
+
+    def allows(self, value: float) -> bool:
+        """True if `value` meets it; NaN meets nothing."""
+        return self.low <= value <= self.high
+
+    def opposed(self, low: float, high: float) -> bool:
+        """True if an interval contains the opposite of what is asked.
+
+        Where a sign is asked (at least 0.02, at most -1) that is any effect of the other sign. Where a small effect is
+        asked (within ±0.5) it is one that is too large, but to which side is not known. `at most 0.04` allows any
+        negative effect, so it has no opposite.
+        """
+        if self.low >= 0:
+            return low < 0
+        if self.high <= 0:
+            return high > 0
+        return low < self.low and high > self.high
+
+
+REPORT = Criterion()
+
+
+def judge(estimate: Estimate, criterion: Criterion) -> str:
+    """The verdict: the one place where it is made.
+
+    It *holds* when the estimate and its whole interval meet the criterion, and *does not hold* when the estimate does
+    not. In between the estimate meets it and the interval reaches beyond, or is not known as there is one seed: then it
+    *holds partly*; but if the interval contains the opposite too (`Criterion.opposed`), it is *undecided*.
+    """
+    if criterion == REPORT:
+        return REPORTED
+    if isnan(estimate.value):
+        return NOT_JUDGED
+    if not criterion.allows(estimate.value):
+        return FAILS
+    low, high = or_nan(estimate.low), or_nan(estimate.high)
+    if criterion.allows(low) and criterion.allows(high):
+        return HOLDS
+    return UNDECIDED if criterion.opposed(low, high) else PARTLY
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """The verdict on a claim of several parts: what is only reported does not count."""
+    judged = {verdict for verdict in verdicts if verdict != REPORTED}
+    if len(judged) < 2:
+        return min(judged, default=REPORTED)
+    if NOT_JUDGED in judged:
+        return NOT_JUDGED
+    return PARTLY if judged & {HOLDS, PARTLY} else UNDECIDED
+
+
+class Claim(NamedTuple):
+    """A claim and what was found."""
+
+    claim: str
+    effect: float | None  # None: there is no such number
+    low: float | None  # the 95 % interval over seeds; None where there is one seed
+    high: float | None
+    unit: str
+    paper: str  # the paper's figure
+    criterion: str
+    verdict: str
+
+
+def claim(text: str, estimate: Estimate, criterion: Criterion = REPORT, unit: str = "nats", paper: str = "") -> Claim:
+    """A claim with its verdict."""
+    effect = None if isnan(estimate.value) else estimate.value
+    return Claim(text, effect, estimate.low, estimate.high, unit, paper, str(criterion), judge(estimate, criterion))
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A number as it is shown; differences have their sign."""
+    if value is None:
+        return "–"
+    return {"nats": f"{value:+.3f}", "octaves": f"{value:+.2f}"}.get(unit, f"{value:.3g}")
+
+
+def measured(claim: Row) -> str:
+    """The effect of a claim of a JSON, with its unit."""
+    return f"{amount(claim['effect'], claim['unit'])} {claim['unit']}".strip()

@@ -1,0 +1,105 @@
+"""The published account, results.md: every figure, what it means, and its claims with verdicts.
+
+Words are here and with the figures, numbers come from each figure's JSON, so that none can be older than its run.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from os.path import relpath
+from pathlib import Path
+
+from microumup import checkpoint
+from microumup.lab.figures.figure import Figure
+from microumup.lab.figures.judging import FAILS, HOLDS, PARTLY, REPORTED, UNDECIDED, amount, measured
+from microumup.lab.figures.rows import Row
+
+INTRODUCTION = """# Results
+
+Every figure of the [u-µP paper](https://arxiv.org/abs/2407.17465), and the rules behind them, run at the scale of a
+laptop, drawn, and judged in numbers. `microumup figures all --docs` makes this page; `--redraw` makes it anew from the
+tables beside the pictures. A model here has two layers of width 32 to 256 and reads State of the Union addresses byte
+by byte, 512 steps of 16 sequences of 32; the paper's has four layers of width 256 to 4096 and reads WikiText-103 in
+32,000 tokens. So the question is whether the paper's effects, not its losses, show.
+
+A claim *holds* when its estimate and the whole 95 % interval over seeds satisfy the criterion, and *does not hold* when
+the estimate does not. When only the estimate does it *holds partly*; but if the interval contains the opposite too it
+is *undecided*: an effect of the other sign where a sign is asked, one that is too large to either side where a small
+one is asked. What has no criterion is *reported*. A figure of which only some claims hold *holds partly*. Losses are
+final training losses in nats per byte, as in the paper; a difference of learning rates is in octaves, factors of two.
+"""
+
+DIFFERENCES = """## What differs from the paper
+
+* The scale, above all: see the first paragraph. Steps, batch and depth are varied over the same factors around it.
+* µP's base width is 32, that of the smallest model, where the paper's is its proxy's, 256; Fig. 1 has both. A larger
+  base makes µP's defaults worse at small width, and the best learning rate lower by as many octaves.
+* In Figs. 10 and 11 and in the search the other hyperparameters are at their defaults and the learning rate at its
+  typical best, with fewer runs than the paper's 339 per search.
+* What has a misprint in the paper is run as corrected: eq. (22), and Table 6's ranges, which are shifted by one row.
+"""
+
+
+def write(page: Path, out: Path, figures: Sequence[Figure]) -> None:
+    """Write `page` from the JSONs of those figures that are in `out`."""
+    paths = {figure.name: out / f"{figure.name}.json" for figure in figures}
+    results = [checkpoint.read_json(path, dict) for path in paths.values() if path.exists()]
+    prose, links = {figure.name: figure.prose for figure in figures}, relpath(out, page.parent)
+    sections = [section(result, prose[result["name"]], links) for result in results]
+    parts = [INTRODUCTION, made(results), counts(results), overview(results), *sections, shortfalls(results)]
+    content = "\n".join([*parts, DIFFERENCES])
+    checkpoint.write_atomically(page, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+
+
+def made(results: Sequence[Row]) -> str:
+    """Say by what the runs were made, and how long they took."""
+    hours = sum(result["made"].get("cpu_seconds", 0) for result in results) / 3600
+    sessions = {json.dumps(s): s for result in results for s in result["made"].get("sessions", ())}
+    lines = [f"The runs took {hours:.1f} CPU-hours, with those that two figures share counted for both. Made by:\n"]
+    for s in sessions.values():
+        commit = (s["commit"] or "unknown").replace("-dirty", " and changes")
+        code = f"microumup {s['microumup']}, commit {commit}, Python {s['python']}, NumPy {s['numpy']}"
+        lines.append(f"* {code}; {s['machine']}; {s['date'][:10]}")
+    return "\n".join(lines) + "\n"
+
+
+def counts(results: Sequence[Row]) -> str:
+    """Count the claims with each verdict, in a sentence."""
+    count = Counter(claim["verdict"] for result in results for claim in result["claims"])
+    judged = sum(count[verdict] for verdict in (HOLDS, PARTLY, UNDECIDED, FAILS))
+    return (
+        f"Of {judged} claims {count[HOLDS]} hold, {count[PARTLY]} hold partly, {count[UNDECIDED]} are undecided and "
+        f"{count[FAILS]} do not hold at this scale; {count[REPORTED]} more numbers are reported without a criterion.\n"
+    )
+
+
+def overview(results: Sequence[Row]) -> str:
+    """A table of all figures."""
+    row = "| [{name}](#{name}) | {shows} | {verdict} | `microumup figures {name}` |"
+    lines = ["| figure | what the paper shows | here | command |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(row.format_map(result) for result in results)]) + "\n"
+
+
+def section(result: Row, prose: str, links: str) -> str:
+    """A figure: its picture, what it means, and its claims."""
+    name = result["name"]
+    lines = [f"## {name}", "", f"![{result['title']}]({links}/{name}.png)", "", prose, ""]
+    lines += ["| claim | measured | 95 % interval | paper | asked | verdict |", "|---|---|---|---|---|---|"]
+    for c in result["claims"]:
+        low, high = (amount(c[key], c["unit"]) for key in ("low", "high"))
+        interval = "" if c["effect"] is None else "one seed"
+        if c["low"] is not None:
+            interval = f"{low} to {high}" if c["low"] < c["high"] else "exact"
+        cells = (c["claim"], measured(c), interval, c["paper"], c["criterion"], c["verdict"])
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    tables = ", ".join(f"[{file}]({links}/{file})" for file in result["files"] if file.endswith(".csv"))
+    return "\n".join([*lines, "", f"{tables}; `microumup figures {name}`", ""])
+
+
+def shortfalls(results: Sequence[Row]) -> str:
+    """Every claim that does not hold, or only partly, or is not decided."""
+    claims = [(result["name"], claim) for result in results for claim in result["claims"]]
+    short = [(name, c) for name, c in claims if c["verdict"] not in (HOLDS, REPORTED)]
+    lines = [f"* {name}, {c['verdict']}: {c['claim']} {measured(c)}, asked {c['criterion']}" for name, c in short]
+    content = lines or ["Everything that is claimed above holds."]
+    return "\n".join(["## What does not show at this scale", "", *content]) + "\n"

@@ -1,0 +1,233 @@
+import json
+import tracemalloc
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from microumup import fused, model
+from microumup.config import TrainConfig
+from microumup.data import Corpus, load_corpus, windows
+from microumup.diverged import Diverged
+from microumup.engine import Kernels, Tensor
+from microumup.model import loss
+from microumup.optim import AdamW, adamw
+from microumup.ranges import linear_ranges
+from microumup.run_dir import Command, RunDir
+from microumup.trainer import Trainer, train
+
+SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
+
+
+# ---- the default run ----
+
+# The loss at step 0, 10, … 90 of the command `train` without options, by the readable ops on one thread, in float32.
+PINNED = [
+    5.552297592, 5.155330658, 3.887048244, 3.090586185, 2.999383688, 2.873281002, 2.734281540, 2.601271868,
+    2.644868374, 2.476884365,
+]  # fmt: skip
+# Another order of additions is all that may differ, and 90 steps do not amplify it: 2 or 3 threads, 1 or 2 BLAS
+# threads, the fused pairs and update, kernels of OpenBLAS and NumPy for AVX-512, for AVX2 or for neither changed
+# these losses by 2e-7 of themselves at most, the last bit or two of a float32.
+SAME = 1e-6
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Corpus:
+    return load_corpus(seq_len=TrainConfig().seq_len)
+
+
+def every_tenth_loss(corpus: Corpus, kernels: Kernels, threads: int) -> list[float]:
+    trainer = Trainer(TrainConfig(threads=threads), corpus)
+    trainer.kernels = kernels
+    assert isinstance(trainer.optimizer, AdamW)
+    trainer.optimizer.rule = fused.adamw if kernels else adamw
+    return [trainer.update(step)[0] for step in range(91)][::10]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "threads"), [({}, 1), (fused.KERNELS, 1), (fused.KERNELS, 2)], ids=["ops", "fused", "two threads"]
+)
+def test_ten_losses_of_the_default_run_are_pinned(shipped: Corpus, kernels: Kernels, threads: int) -> None:
+    assert every_tenth_loss(shipped, kernels, threads) == pytest.approx(PINNED, rel=SAME)
+
+
+def test_a_step_runs_by_the_fused_pairs_and_leaves_the_ops_as_they_are(corpus: Corpus) -> None:
+    assert Trainer(SMALL, corpus).kernels is fused.KERNELS
+    seen = []
+
+    def kernel(op: Any, pair: Any) -> Any:
+        return lambda *arrays, **settings: seen.append(op.__name__) or pair[0](*arrays, **settings), pair[1]
+
+    trainer = Trainer(SMALL, corpus)
+    trainer.kernels = {op: kernel(op, pair) for op, pair in fused.KERNELS.items()}
+    trainer.update(0)
+    assert set(seen) == {op.__name__ for op in fused.KERNELS}
+    seen.clear()
+    loss(trainer.params, *next(windows(corpus.valid, seq_len=16, batch_size=2, count=1)), trainer.plan)
+    assert seen == []
+
+
+# ---- any run ----
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": "sp"}, {"scheme": "mup", "base_width": 16}, {"fp8": "fp8"}])
+def test_a_model_learns(corpus: Corpus, options: dict[str, Any]) -> None:
+    options = options if "scheme" not in options else options | {"lr": 2**-5}
+    small = {"width": 16, "head_dim": 8, "seq_len": 16, "batch_size": 4, "steps": 60}
+    _, result = train(TrainConfig(**small | options), corpus)
+    assert abs(result["loss_first"] - log(256)) < 1.5  # nothing known yet: uniform but for the logits' std of up to 1
+    assert result["loss_final"] < 2.2  # the letters alone have an entropy of 2.5 nats
+    assert result["loss_valid"] < 2.2
+
+
+def test_sgd_learns(corpus: Corpus) -> None:
+    _, result = train(replace(SMALL, optimizer="sgd", lr=4.0, steps=60), corpus)
+    assert result["loss_final"] < result["loss_first"] - 1
+
+
+def test_the_result_has_what_the_readme_promises(corpus: Corpus, tmp_path: Path) -> None:
+    with RunDir.create(tmp_path, SMALL, corpus) as run:
+        _, result = train(SMALL, corpus, run)
+    assert set(result) == {
+        "scheme", "width", "steps", "tokens", "loss_first", "loss_final", "loss_valid", "seconds", "tokens_per_second",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(40))
+    assert set(lines[0]) == {"step", "loss", "lr", "tokens_per_second", "grad_norm", "crc32"}
+    assert result["tokens"] == 40 * 4 * 16
+    assert result["loss_first"] == lines[0]["loss"]
+    assert result["loss_final"] == (lines[-2]["loss"] + lines[-1]["loss"]) / 2  # 5 % of 40
+    assert max(line["lr"] for line in lines) == 1.5
+
+
+def test_the_same_run_ends_in_the_same_bits_and_another_seed_in_others(corpus: Corpus) -> None:
+    losses = [train(replace(SMALL, seed=seed), corpus)[1]["loss_final"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    command = Command(save_every=10)
+    with RunDir.create(whole, SMALL, corpus, command) as run:
+        expected, result = train(SMALL, corpus, run)
+
+    def kill(step: int, _: Tensor) -> None:
+        if step == 25:
+            raise KilledError
+
+    with pytest.raises(KilledError), RunDir.create(resumed, SMALL, corpus, command) as run:
+        train(SMALL, corpus, run, watch=kill, watch_every=1)
+    assert len((resumed / "metrics.jsonl").read_text().splitlines()) == 25
+    with RunDir.resume(resumed, corpus) as run:
+        trainer, again = train(SMALL, corpus, run)
+    assert all(np.array_equal(trainer.params[name], w) for name, w in expected.params.items())
+    for key in ("loss_first", "loss_final", "loss_valid"):
+        assert again[key] == result[key]
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("scheme", ["umup", "sp"])
+@pytest.mark.parametrize("threads", [2, 3])  # 3: shares of 1, 1 and 2 sequences
+def test_threads_change_nothing_but_rounding(corpus: Corpus, scheme: str, threads: int) -> None:
+    config = replace(SMALL, scheme=scheme, lr=2**-6)
+    one, many = Trainer(config, corpus), Trainer(replace(config, threads=threads), corpus)
+    for step in range(3):  # of which each enlarges what the one before left
+        assert many.update(step) == pytest.approx(one.update(step), rel=1e-5)
+    for name, w in one.params.items():
+        assert np.linalg.norm(many.params[name] - w) <= 1e-5 * np.linalg.norm(w), name
+
+
+def test_the_same_number_of_threads_gives_the_same_bits(corpus: Corpus) -> None:
+    config = replace(SMALL, threads=2)
+    first, second = (train(config, corpus) for _ in range(2))
+    assert first[1]["loss_final"] == second[1]["loss_final"]
+    assert all(np.array_equal(w, second[0].params[name]) for name, w in first[0].params.items())
+
+
+def test_ranges_are_of_the_whole_batch_whatever_the_threads(corpus: Corpus) -> None:
+    seen: list[Any] = []
+    for threads in (1, 3):
+        config = replace(SMALL, threads=threads)
+        Trainer(config, corpus).update(0, watch=lambda _, losses: seen.append(linear_ranges(losses)))
+    assert seen[0].keys() == seen[1].keys()
+    for name, r in seen[0].items():
+        assert seen[1][name] == (*r[:2], pytest.approx(r.rms, rel=1e-6), pytest.approx(r.absmax, rel=1e-6), *r[4:])
+
+
+def test_a_summed_loss_has_the_gradients_of_the_mean_one_times_its_tokens(corpus: Corpus) -> None:
+    tokens = SMALL.batch_size * SMALL.seq_len
+    norms = [Trainer(replace(SMALL, loss_scale=scale), corpus).update(0) for scale in (1.0, float(tokens))]
+    assert norms[1][0] == norms[0][0]  # the loss itself is the mean
+    assert norms[1][1] == pytest.approx(tokens * norms[0][1], rel=1e-6)
+
+
+def test_sgd_divides_by_the_scale_of_the_loss(corpus: Corpus) -> None:
+    config = replace(SMALL, optimizer="sgd", lr=1.0)
+    plain, scaled = Trainer(config, corpus), Trainer(replace(config, loss_scale=64.0), corpus)
+    for step in range(3):
+        plain.update(step)
+        scaled.update(step)
+    assert all(np.array_equal(w, scaled.params[name]) for name, w in plain.params.items())  # 64 is a power of two
+
+
+def test_watching_a_step_does_not_change_it(corpus: Corpus) -> None:
+    plain, watched, seen = Trainer(SMALL, corpus), Trainer(SMALL, corpus), []
+    for step in range(3):
+        assert plain.update(step) == watched.update(
+            step, watch=lambda step, losses: seen.append((step, losses[0].grad))
+        )
+    assert [step for step, grad in seen if grad is not None] == [0, 1, 2]
+    assert all(np.array_equal(plain.params[name], w) for name, w in watched.params.items())
+
+
+def test_divergence_names_the_step_and_what_to_try(corpus: Corpus) -> None:
+    message = r"the loss is (nan|inf) at step \d+; try a lower --lr"
+    with pytest.raises(Diverged, match=message):
+        train(replace(SMALL, scheme="sp", lr=1e39), corpus)
+
+
+@pytest.mark.parametrize("options", [{"loss_scale": 512.0}, {"threads": 2}], ids=["summed", "threads"])
+def test_fp8_casts_the_gradients_of_what_is_differentiated(corpus: Corpus, options: dict[str, Any]) -> None:
+    """The readable ops cast dy as it arrives; so must the fast ones, whatever stands between the loss and its mean."""
+    config = replace(SMALL, scheme="mup", base_width=16, base_layers=1, lr=2**-6, fp8="fp8", **options)
+    fast, readable = Trainer(config, corpus), Trainer(config, corpus)
+    readable.kernels = {}
+    norms = [trainer.update(0)[1] for trainer in (fast, readable)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # of values between two FP8 numbers a few round the other way
+
+
+# ---- validation ----
+
+
+def test_validation_is_the_mean_loss_over_windows_of_the_text(corpus: Corpus) -> None:
+    trainer = Trainer(SMALL, corpus)
+    pairs = list(windows(corpus.valid, seq_len=16, batch_size=4, count=5))
+    losses = [float(loss(trainer.params, *pair, trainer.plan).data) for pair in pairs]
+    assert len({round(value, 3) for value in losses}) > 1
+    assert trainer.validate(batches=5) == pytest.approx(sum(losses) / 5, rel=1e-6)  # of float32
+
+
+def test_validation_never_holds_the_logits_of_a_batch(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    V, N = 8_192, 4 * 64
+    monkeypatch.setattr(model, "LOGITS", 8 * V)
+    trainer = Trainer(replace(SMALL, vocab_size=V, seq_len=64), corpus)
+    trainer.validate(batches=1)  # what a first call keeps, as the angles of RoPE, is not of interest
+    tracemalloc.start()
+    try:
+        trainer.validate(batches=2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * N * V / 4, f"{peak:,} bytes, where the logits of a batch have {4 * N * V:,}"
