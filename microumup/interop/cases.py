@@ -18,12 +18,12 @@ from zlib import crc32
 import ml_dtypes
 import numpy as np
 
+from microumup import model as llama
 from microumup import ops
 from microumup.backend import Array
 from microumup.config import ModelConfig
 from microumup.engine import Backward, Forward, Tensor, backpropagate
 from microumup.fp8 import FORMATS, quantize
-from microumup.model import forward, init_params, loss
 from microumup.multipliers import UnitScaled
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import AdamW, adamw
@@ -155,7 +155,7 @@ def model(inputs: Arrays, settings: Settings, train: bool = True) -> Arrays:
     config = ModelConfig(**settings["config"])
     params = {name[2:]: a.copy() for name, a in inputs.items() if name.startswith("w.")}
     p = plan(config, inputs["tokens"][0].size)
-    logits = forward(params, inputs["tokens"][0], p).data
+    logits = llama.forward(params, inputs["tokens"][0], p).data
     found: Arrays = {"logits": logits.copy()}
     optimizer = AdamW(
         params, {name: w.C for name, w in p.weights.items()}, lr=settings["eta"], weight_decay=settings["weight_decay"]
@@ -163,7 +163,7 @@ def model(inputs: Arrays, settings: Settings, train: bool = True) -> Arrays:
     losses: list[Array] = []
     for tokens, targets in zip(inputs["tokens"], inputs["targets"], strict=True):
         leaves = {name: Tensor(w, name) for name, w in params.items()}
-        out = loss(leaves, tokens, targets, p)
+        out = llama.loss(leaves, tokens, targets, p)
         backpropagate(out)
         grads = {name: t.grad for name, t in leaves.items() if t.grad is not None}
         if not losses:
@@ -401,7 +401,7 @@ def model_config(scheme: str) -> ModelConfig:
 
 def model_case(config: ModelConfig, label: str, dtype: str) -> Case:
     """Weights, and twenty batches of a text that can be learned: sequences that count up."""
-    params = init_params(config, 0, np.dtype(dtype).type)
+    params = llama.init_params(config, 0, np.dtype(dtype).type)
     rng = np.random.default_rng(1)
     start = rng.integers(config.vocab_size, size=(STEPS, 5, 1))
     ids = ((start + np.arange(config.seq_len + 1)) % config.vocab_size).astype(np.int32)

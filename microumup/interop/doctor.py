@@ -43,6 +43,9 @@ def read_groups(path: Path) -> dict[str, Any]:
     groups = found.get("groups")
     if not isinstance(groups, list) or not 0 < len(groups) <= MOST_GROUPS:
         raise ValueError(f"--against: {path} has no list of groups; reference.groups_of writes one")
+    eta = found.get("eta", 1.0)
+    if type(eta) not in (int, float) or not 0 < eta < float("inf"):
+        raise ValueError(f"--against: eta is {eta!r} in {path}, not a positive finite number")
     for i, g in enumerate(groups):
         shape = g.get("shape") if isinstance(g, dict) else None
         if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**40 for n in shape):
@@ -53,8 +56,8 @@ def read_groups(path: Path) -> dict[str, Any]:
             raise ValueError(f"--against: {g['name']}: type {g['type']!r} is not one of input, hidden, output")
         for number in ("init_std", "multiplier", "multiplier_backward", "lr", "eps", "weight_decay"):
             value = g.get(number)
-            if value is not None and not (type(value) in (int, float) and isfinite(value)):
-                raise ValueError(f"--against: {g['name']}: {number} is {value!r}, not a finite number")
+            if value is not None and not (type(value) in (int, float) and isfinite(value) and value >= 0):
+                raise ValueError(f"--against: {g['name']}: {number} is {value!r}, not a finite number of at least 0")
     return found
 
 
@@ -73,7 +76,7 @@ def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
     depth and hyperparameters are the config's."""
     found: list[Symptom] = []
     groups = [g for g in file["groups"] if len(g["shape"]) == 2]
-    eta = float(file.get("eta") or config.eta)
+    eta = file.get("eta", config.eta)
     if groups and not any(kind_of(g) == "output" for g in groups):
         rule = "there is no output weight: tied to the embedding, one of them breaks Table 1, where their types differ"
         found.append(Symptom("(all)", "type", 1.0, 0.0, rule))
@@ -84,6 +87,7 @@ def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
             rates.append(g["lr"] / (eta * right.C))
     if (
         len(rates) > 1
+        and rates[0] > 0
         and all(isclose(r, rates[0], rel_tol=EXACT) for r in rates)
         and not isclose(rates[0], 1, rel_tol=EXACT)
     ):
@@ -127,7 +131,7 @@ def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: b
     if lr is not None and not isclose(lr, eta * w.C, rel_tol=EXACT):
         yield Symptom(name, "lr", eta * w.C, lr, _learning_rate(config, w, shape, lr / eta))
     decay = g.get("weight_decay")
-    if decay is not None and lr is not None:
+    if decay is not None and lr:
         taken, right = decay * (lr if times_lr else 1.0), config.weight_decay
         if config.decay == "independent" and not isclose(taken, right, rel_tol=EXACT):
             yield Symptom(name, "weight_decay", right / (lr if times_lr else 1.0), decay, _decay(taken, right, lr))

@@ -111,7 +111,7 @@ def judge(case: Case, received: Arrays, outputs: Sequence[str] = (), *, any_floa
         if tolerance.of != "bits" and not np.isfinite(r).all():
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(r))[0])
             kinds = "NaN" if np.isnan(r).any() else "infinite"
-            problem = f"{kinds}: {int((~np.isfinite(r)).sum())} of {r.size} elements are no numbers"
+            problem = f"{kinds} at {list(index)}; {int((~np.isfinite(r)).sum())} of {r.size} elements are no numbers"
         error = float(off.max(initial=0.0)) if not bad.any() else np.inf
         found.append(Finding(case, name, error, problem, index, float(e[index]), float(r[index])))
     return found

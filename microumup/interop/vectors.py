@@ -32,6 +32,7 @@ VERSION = 1
 FORMAT = "microumup vectors"
 MOST_BYTES = 1 << 26  # of one file that is read; ours have less than 1 MB
 MOST_CASES = 10_000
+MOST_ELEMENTS = 1 << 13  # of an input array; ours have less than 2000, and attention makes a square of them
 LARGEST_INT = 1 << 16  # in the settings of a case: nothing that is built from them gets large
 READ_ME = (
     "Every line of `cases` is a case: read its `inputs` from inputs/FILE as CASE/NAME, compute, and write what "
@@ -132,6 +133,8 @@ def _case(directory: Path, entry: Any, loaded: dict[str, Arrays]) -> Case:
     for key in entry["inputs"]:
         if (tensor := loaded[file].get(f"{name}/{key}")) is None:
             raise ValueError(f"{directory / 'inputs' / file}: {name}/{key} is missing")
+        if tensor.size > MOST_ELEMENTS:
+            raise ValueError(f"{directory / 'inputs' / file}: {name}/{key} has {tensor.size:,} elements, too many")
         found[str(key)] = tensor
     settings = _bounded(entry["settings"], str(name))
     if not isinstance(settings, dict):
@@ -205,7 +208,12 @@ def check(directory: Path, only: Sequence[str] = (), scheme: str = "", outputs: 
         raise ValueError(
             f"{directory / outputs}: no output of any of the {len(cases)} cases; write OP.safetensors there"
         )
-    findings = [f for case in cases for f in judge(case, received[case.name])]
+    findings = []
+    for case in cases:
+        try:
+            findings += judge(case, received[case.name])
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:  # not as we wrote it
+            raise ValueError(f"{directory / 'index.json'}: case {case.name!r} is damaged ({one_line(error)})") from None
     return explained(findings, received)
 
 

@@ -318,8 +318,9 @@ def of_models(case: Case) -> Iterator[tuple[str, Way]]:
         value = getattr(config, name[5:]) if name.startswith("base_") else getattr(ModelConfig, name)
         if getattr(config, name) != value:
             yield f"{name} is ignored", by(replace(config, **{name: value}))
-    sequences = max(1, case.settings["batch_tokens"] // config.seq_len)
-    yield "b counts sequences, not tokens", lambda t: t.again(batch_tokens=sequences)
+    if case.op == "plan":
+        sequences = max(1, case.settings["batch_tokens"] // config.seq_len)
+        yield "b counts sequences, not tokens", lambda t: t.again(batch_tokens=sequences)
     for scheme, row in SCHEMES.items():
         if scheme != config.scheme:
             kept = {n: v for n, v in asdict(config).items() if n in row.hyperparameters or n in SIZES}

@@ -198,6 +198,9 @@ def test_a_program_that_is_well_ends_with_0(tmp_path: Path, capsys: pytest.Captu
         ({"groups": [{"name": "w", "shape": [4, 4], "type": "big"}]}, "w: type 'big' is not one of input, hidden"),
         ({"groups": [{"name": "w", "shape": [4, 4], "lr": "0.1"}]}, "w: lr is '0.1', not a finite number"),
         ({"groups": [{"name": "w", "shape": [4, 4], "lr": float("nan")}]}, "w: lr is nan, not a finite number"),
+        ({"groups": [{"name": "w", "shape": [4, 4], "lr": -1}]}, "w: lr is -1, not a finite number of at least 0"),
+        ({"groups": [{"name": "w", "shape": [4, 4]}], "eta": 0}, "eta is 0 in"),
+        ({"groups": [{"name": "w", "shape": [4, 4]}], "eta": "1"}, "eta is '1' in"),
     ],
 )
 def test_a_file_that_is_none_is_a_line(tmp_path: Path, refused: Refused, file: object, message: str) -> None:

@@ -212,8 +212,12 @@ def test_right_outputs_pass(answered: Path, capsys: pytest.CaptureFixture[str]) 
         ("linear.2x3x5x7.float64/dw", lambda a: a.T.copy(), "dw: shape (5, 7), expected (7, 5)"),
         ("linear.2x3x5x7.float64/dw", None, "dw: missing; expected float64 (7, 5)"),
         ("linear.2x3x5x7.float64/y", lambda a: a.astype(np.float32), "y: dtype float32, expected float64"),
-        ("linear.2x3x5x7.float64/y", lambda a: a * np.nan, "y: NaN: 42 of 42 elements are no numbers"),
-        ("linear.2x3x5x7.float32/y", lambda a: a + np.inf, "y: infinite: 42 of 42 elements are no numbers"),
+        ("linear.2x3x5x7.float64/y", lambda a: a * np.nan, "y: NaN at [0, 0, 0]; 42 of 42 elements are no numbers"),
+        (
+            "linear.2x3x5x7.float32/y",
+            lambda a: a + np.inf,
+            "y: infinite at [0, 0, 0]; 42 of 42 elements are no numbers",
+        ),
         ("linear.2x3x5x7.float64/y", lambda a: a * 2, "times what is tolerated"),
     ],
 )
