@@ -104,11 +104,7 @@ def factors(case: Case, output: str, true: Array, received: Array, same: Same) -
     ratio = float((r @ e) / (e @ e))
     value, name = right_factor(case, output)
     words = [f"{output}: {w}" for w in name_factor(ratio * value, value, name, symbols(case))]
-    return words or [f"{output} is {_sign(ratio)}a constant times what it should be, by a factor of no known name"]
-
-
-def _sign(ratio: float) -> str:
-    return "minus " if ratio < 0 else ""
+    return words or [f"{output} is a constant times what it should be, of no known name"] * (true.size > 1)
 
 
 def name_factor(found: float, right: float, name: str, values: dict[str, float], tolerance: float = 1e-5) -> list[str]:

@@ -53,11 +53,13 @@ def read_groups(path: Path) -> dict[str, Any]:
         if not isinstance(g.get("name"), str):
             raise ValueError(f"--against: group {i} of {path} has no name")
         if g.get("type") not in (None, "input", "hidden", "output"):
-            raise ValueError(f"--against: {g['name']}: type {g['type']!r} is not one of input, hidden, output")
+            raise ValueError(f"--against: {g['name'][:80]!r}: type {g['type']!r} is not one of input, hidden, output")
         for number in ("init_std", "multiplier", "multiplier_backward", "lr", "eps", "weight_decay"):
             value = g.get(number)
             if value is not None and not (type(value) in (int, float) and isfinite(value) and value >= 0):
-                raise ValueError(f"--against: {g['name']}: {number} is {value!r}, not a finite number of at least 0")
+                raise ValueError(
+                    f"--against: {g['name'][:80]!r}: {number} is {value!r}, not a finite number of at least 0"
+                )
     return found
 
 

@@ -76,12 +76,11 @@ def differences(found: Array, true: Array, tolerance: Tolerance) -> Array:
         return np.where(same, 0.0, 2.0)
     with np.errstate(all="ignore"):
         rms = float(np.sqrt(np.mean(true * true))) if true.size else 0.0
-        unit = np.abs(true) if tolerance.of == "element" else max(rms, 1e-300)
+        unit = np.abs(true) if tolerance.of == "element" else rms
         off = np.abs(found - true) / (tolerance.most * np.maximum(unit, 1e-300))
-    if tolerance.of == "rms of all" and np.isfinite(off).all():
-        together = float(np.sqrt(np.mean(off * off)))
-        return off * (together / max(float(off.max(initial=0.0)), 1e-300))  # the worst element stands for all
-    return off
+        if tolerance.of == "rms of all" and np.isfinite(off).all():  # the worst element stands for all
+            off *= float(np.sqrt(np.mean(off * off))) / max(float(off.max(initial=0.0)), 1e-300)
+    return np.asarray(off)
 
 
 def judge(case: Case, received: Arrays, outputs: Sequence[str] = (), *, any_float: bool = False) -> list[Finding]:

@@ -125,8 +125,10 @@ def _case(directory: Path, entry: Any, loaded: dict[str, Arrays]) -> Case:
     name, op, file = entry["name"], entry["op"], entry["file"]
     if op not in PAIRS and op not in RUNS:
         raise ValueError(f"{directory / 'index.json'}: case {str(name)[:80]!r} has the unknown op {str(op)[:80]!r}")
-    if not isinstance(name, str) or not isinstance(file, str):
-        raise TypeError("name and file are no text")
+    if not all(isinstance(text, str) and re.fullmatch(r"[\w.-]{1,80}", text) for text in (name, *entry["inputs"])):
+        raise TypeError("a name is not of letters, digits, _ . -")
+    if not isinstance(file, str):
+        raise TypeError("file is no text")
     if file not in loaded and entry["inputs"]:
         loaded[file] = arrays(directory, f"inputs/{file}")
     found: Arrays = {}
@@ -208,13 +210,14 @@ def check(directory: Path, only: Sequence[str] = (), scheme: str = "", outputs: 
         raise ValueError(
             f"{directory / outputs}: no output of any of the {len(cases)} cases; write OP.safetensors there"
         )
-    findings = []
-    for case in cases:
+    findings: list[Finding] = []
+    for op in dict.fromkeys(case.op for case in cases):
         try:
-            findings += judge(case, received[case.name])
+            judged = [f for case in cases if case.op == op for f in judge(case, received[case.name])]
+            findings += explained(judged, received)
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:  # not as we wrote it
-            raise ValueError(f"{directory / 'index.json'}: case {case.name!r} is damaged ({one_line(error)})") from None
-    return explained(findings, received)
+            raise ValueError(f"{directory / 'index.json'}: a case of {op} is damaged ({one_line(error)})") from None
+    return findings
 
 
 def main(argv: list[str] | None = None) -> int:

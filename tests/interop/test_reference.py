@@ -12,9 +12,11 @@ from microumup import fused, ops
 from microumup.backend import to_device
 from microumup.config import TrainConfig
 from microumup.engine import Tensor, backpropagate, using
+from microumup.fp8 import FORMATS, LinearFormats, quantize
 from microumup.interop import doctor, reference
 from microumup.interop.cases import PAIRS, all_cases, model_config
 from microumup.model import forward, init_params, loss
+from microumup.optim import adamw
 from microumup.plan import plan
 
 CONFIG = model_config("umup")
@@ -234,16 +236,27 @@ def test_a_framework_that_is_missing_is_named() -> None:
             reference.check("linear", abs, framework="jax")
 
 
-@pytest.mark.parametrize("op", PAIRS)
+def linear_fp8(x, w, *, scale, formats):
+    return ops.linear_forward(x, w, scale=scale, fp8=LinearFormats(**{k: FORMATS[f] for k, f in formats.items()}))
+
+
+def fp8_round(x, *, format):
+    return quantize(x, FORMATS[format])
+
+
+OURS = {**PAIRS, "linear_fp8": (linear_fp8, ops.linear_backward), "fp8_round": (fp8_round,), "adamw": (adamw,)}
+
+
+@pytest.mark.parametrize("op", OURS)
 def test_the_vectors_pass_on_the_double_of_cupy(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cupy_double.install(monkeypatch)
     ops._turns.cache_clear()
-    assert "WRONG" not in reference.check(op, *PAIRS[op], framework="cupy")
+    assert "WRONG" not in reference.check(op, *OURS[op], framework="cupy")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("op", PAIRS)
+@pytest.mark.parametrize("op", OURS)
 def test_the_vectors_pass_on_a_device(op: str, dtype: str) -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     try:
@@ -251,7 +264,7 @@ def test_the_vectors_pass_on_a_device(op: str, dtype: str) -> None:
             pytest.skip("CuPy finds no GPU")
     except cupy.cuda.runtime.CUDARuntimeError as error:
         pytest.skip(f"CuPy finds no usable driver: {error}")
-    assert "WRONG" not in reference.check(op, *PAIRS[op], framework="cupy", dtype=dtype)
+    assert "WRONG" not in reference.check(op, *OURS[op], framework="cupy", dtype=dtype)
 
 
 def test_a_model_on_the_double_of_cupy_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,6 +313,8 @@ HARMFUL = {
     "format": (lambda index: index.update(format="other"), "not an index of microumup vectors"),
     "no cases": (lambda index: index.update(cases={}), "cases is no list"),
     "case is text": (lambda index: index["cases"].insert(0, "linear"), "case 'linear' is damaged"),
+    "escape": (first(name="\x1b[31mlinear"), "a name is not of letters, digits, _ . -"),
+    "line": (first(inputs=["x\n"]), "a name is not of letters, digits, _ . -"),
     "twice": (lambda index: index["cases"].append(index["cases"][0]), "two cases have one name"),
     "list": (lambda index: [], "not an index"),
 }
