@@ -9,19 +9,19 @@ settings of the case that it has parameters for: alpha, head_dim, seq_len, scale
 an AssertionError with a table: where, expected, received, the likely cause.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup.backend import Array, to_device, to_host
+from microumup.backend import Array, choose_device, to_device, to_host
 from microumup.interop.cases import PAIRS, Arrays, Case, all_cases, keywords
 from microumup.interop.judge import Finding, explained, judge, table
 
-Outputs = tuple[str, ...]
+DIFFERENTIATED = {*PAIRS, "residual", "linear_fp8"}  # ops with gradients; the others put out all that they have
 
 
 class Framework(NamedTuple):
@@ -43,10 +43,9 @@ def check(
     AssertionError for what is wrong, and ValueError for an unknown op, scheme or framework, or a candidate that needs
     an argument that no setting has.
     """
-    cases = _cases(op, scheme, dtype, only)
-    with _framework(framework) as of:
-        received = {case.name: _outputs(case, forward, backward, of) for case in cases}
-    outputs = () if backward or of.gradients or op not in PAIRS else ("y",)
+    cases, of = _cases(op, scheme, dtype, only), _framework(framework)
+    received = {case.name: _outputs(case, forward, backward, of) for case in cases}
+    outputs = ("y",) if op in DIFFERENTIATED and not (backward or of.gradients) else ()
     return _verdict(cases, received, outputs)
 
 
@@ -61,35 +60,26 @@ def check_model(
     (B, T, V). A parameter named `config` of either gets the sizes and α's. Raises as `check` does.
     """
     (case,) = _cases("model_fp8" if fp8 else "model", scheme, "float32" if fp8 else dtype, "*")
-    names = [name for name in case.inputs if name.startswith("w.")]
-    tokens, targets = case.inputs["tokens"][0], case.inputs["targets"][0]
-    with _framework(framework) as of:
-        ids = of.put(tokens), of.put(targets)
+    of, config = _framework(framework), case.settings["config"]
+    names = [name.removeprefix("w.") for name in case.inputs if name.startswith("w.")]
+    weights = [of.put(case.inputs[f"w.{name}"]) for name in names]
+    tokens, targets = (of.put(case.inputs[name][0]) for name in ("tokens", "targets"))
 
-        def value(*weights: Any) -> Any:
-            params = {name[2:]: w for name, w in zip(names, weights, strict=True)}
-            return loss(params, *ids, **_config(loss, case))
+    def call(function: Callable[..., Any], weights: Sequence[Any], *ids: Any) -> Any:
+        more = {"config": config} if "config" in signature(function).parameters else {}
+        return function(dict(zip(names, weights, strict=True)), *ids, **more)
 
-        weights = [of.put(case.inputs[name]) for name in names]
-        if of.gradients:
-            found, grads = of.gradients(value, weights, range(len(names)), None)
-        else:
-            found, by_name = value(*weights)
-            grads = [by_name[name[2:]] for name in names]
-        received = {"loss": of.get(found)} | {
-            f"grad.{n[2:]}": of.get(g) for n, g in zip(names, grads, strict=True) if g is not None
-        }
-        if logits:
-            params = {name[2:]: w for name, w in zip(names, weights, strict=True)}
-            received["logits"] = of.get(logits(params, ids[0], **_config(logits, case)))
-    outputs = (*(("logits",) if logits else ()), "loss", *(f"grad.{name[2:]}" for name in names))
+    if of.gradients:
+        value, grads = of.gradients(lambda *w: call(loss, w, tokens, targets), weights, range(len(names)), None)
+    else:
+        result = call(loss, weights, tokens, targets)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise ValueError(f"check_model: {framework} has no autodiff; return (loss, gradients by name)")
+        value, grads = result[0], [result[1].get(name) for name in names]
+    received = {f"grad.{n}": of.get(g) for n, g in zip(names, grads, strict=True) if g is not None}
+    received |= {"loss": of.get(value)} | ({"logits": of.get(call(logits, weights, tokens))} if logits else {})
+    outputs = ("logits",) * bool(logits) + ("loss", *(f"grad.{name}" for name in names))
     return _verdict([case], {case.name: received}, outputs)
-
-
-def _config(function: Callable[..., Any], case: Case) -> dict[str, Any]:
-    from inspect import signature
-
-    return {"config": case.settings["config"]} if "config" in signature(function).parameters else {}
 
 
 def _cases(op: str, scheme: str, dtype: str, only: str) -> list[Case]:
@@ -112,7 +102,7 @@ def _cases(op: str, scheme: str, dtype: str, only: str) -> list[Case]:
 def _outputs(case: Case, forward: Callable[..., Any], backward: Callable[..., Any] | None, of: Framework) -> Arrays:
     """What a candidate makes of a case, as NumPy arrays by the names of the outputs."""
     settings = keywords(case.settings, forward, sum(name != "dy" for name in case.inputs))
-    if case.op not in PAIRS and case.op not in ("residual", "linear_fp8"):
+    if case.op not in DIFFERENTIATED:
         y = forward(*(of.put(a) for a in case.inputs.values()), **settings)
         return _named(case, y, of)
     names = [name for name in case.inputs if name != "dy"]
@@ -154,7 +144,7 @@ def _named(case: Case, y: Any, of: Framework) -> Arrays:
     return {name: of.get(a) for name, a in zip(names.get(case.op, []), several, strict=False)}
 
 
-def _verdict(cases: list[Case], received: dict[str, Arrays], outputs: Outputs) -> str:
+def _verdict(cases: list[Case], received: dict[str, Arrays], outputs: tuple[str, ...]) -> str:
     findings: list[Finding] = []
     for case in cases:
         wanted = outputs or (tuple(received[case.name]) if case.op == "fp8_round" else ())
@@ -183,12 +173,11 @@ def _to_numpy(x: Any) -> Array:
         raise ValueError(f"check: a result is a {_kind(x)}, which is no array for NumPy ({error})") from None
 
 
-@contextmanager
-def _framework(name: str) -> Iterator[Framework]:
+def _framework(name: str) -> Framework:
     if name not in FRAMEWORKS:
         raise ValueError(f"check: framework {name!r} is unknown; choose from {', '.join(FRAMEWORKS)}")
     try:
-        yield FRAMEWORKS[name]()
+        return FRAMEWORKS[name]()
     except ModuleNotFoundError as error:
         raise ValueError(f"check: framework {name!r} needs {error.name}, which is not installed") from None
 
@@ -198,6 +187,7 @@ def _numpy() -> Framework:
 
 
 def _cupy() -> Framework:
+    choose_device("gpu")  # says what is missing, where something is
     return Framework(lambda a: to_device(a, "gpu"), lambda x: np.asarray(to_host(x)), None)
 
 

@@ -80,6 +80,12 @@ def test_without_a_backward_numpy_is_asked_for_y_alone() -> None:
     text = reference.check("linear", lambda x, w: x @ w.T * w.shape[1] ** -0.5)
     assert "3 right" in text  # one output for each of the three cases
 
+    def residual(x, w, branch, branches, alpha_res, alpha_res_attn_ratio):
+        settings = {"alpha_res": alpha_res, "alpha_res_attn_ratio": alpha_res_attn_ratio}
+        return candidate("residual")[0](x, w, branch=branch, branches=branches, **settings)[0]
+
+    assert "3 right" in reference.check("residual", residual)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is not
@@ -139,6 +145,11 @@ def test_nan_and_a_wrong_shape_are_named() -> None:
             "backward returned 1 gradients; return dx, dw",
         ),
         (lambda: reference.check("linear", lambda x, w: "y"), "a result is a str"),
+        (
+            lambda: reference.check_model(lambda w, i, t: i),
+            r"numpy has no autodiff; return \(loss, gradients by name\)",
+        ),
+        (lambda: reference.check("linear", abs, framework="cupy"), "--device gpu: CuPy is not installed"),
     ],
 )
 def test_a_misuse_is_a_line_that_names_it(call, message) -> None:
