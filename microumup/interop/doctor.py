@@ -82,17 +82,9 @@ def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
     if groups and not any(kind_of(g) == "output" for g in groups):
         rule = "there is no output weight: tied to the embedding, one of them breaks Table 1, where their types differ"
         found.append(Symptom("(all)", "type", 1.0, 0.0, rule))
-    rates = []
-    for g in groups:
-        right, _ = expected(config, g)
-        if g.get("lr") is not None:
-            rates.append(g["lr"] / (eta * right.C))
-    if (
-        len(rates) > 1
-        and rates[0] > 0
-        and all(isclose(r, rates[0], rel_tol=EXACT) for r in rates)
-        and not isclose(rates[0], 1, rel_tol=EXACT)
-    ):
+    rates = [g["lr"] / (eta * expected(config, g)[0].C) for g in groups if g.get("lr") is not None]
+    alike = len(rates) > 1 and all(r > 0 and isclose(r, rates[0], rel_tol=EXACT) for r in rates)
+    if alike and not isclose(rates[0], 1, rel_tol=EXACT):
         rule = "every learning rate is off by one factor: only η differs; say --lr"
         found.append(Symptom("(all)", "eta", eta, eta * rates[0], rule))
         eta *= rates[0]
@@ -108,7 +100,8 @@ def expected(config: TrainConfig, group: dict[str, Any]) -> tuple[Weight, Shape]
     base = fan_in if kind == "input" else fan_in * c.base_width / c.width
     in_branch = bool(group.get("in_branch", kind == "hidden"))
     shape = Shape(fan_in, fan_out, base, c.branches, 2 * c.base_layers, in_branch, c.sigma_init, c.alpha_emb, c.eta_emb)
-    return weight(c.rules, kind, shape), shape
+    w = weight(c.rules, kind, shape)
+    return w._replace(C=1.0) if c.optimizer == "sgd" else w, shape  # the C are Adam's
 
 
 def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: bool) -> Iterator[Symptom]:
@@ -127,9 +120,8 @@ def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: b
         yield Symptom(name, "multiplier", w.A, A, _cell(w, shape, "multiplier", A, w.A))
     back = g.get("multiplier_backward")
     if back is not None and not isclose(back, w.A_backward, rel_tol=EXACT):
-        yield Symptom(
-            name, "multiplier_backward", w.A_backward, back, _cell(w, shape, "backward multiplier", back, w.A_backward)
-        )
+        rule = _cell(w, shape, "backward multiplier", back, w.A_backward)
+        yield Symptom(name, "multiplier_backward", w.A_backward, back, rule)
     if lr is not None and not isclose(lr, eta * w.C, rel_tol=EXACT):
         yield Symptom(name, "lr", eta * w.C, lr, _learning_rate(config, w, shape, lr / eta))
     decay = g.get("weight_decay")
@@ -138,9 +130,8 @@ def _symptoms(config: TrainConfig, g: dict[str, Any], eta: float, *, times_lr: b
         if config.decay == "independent" and not isclose(taken, right, rel_tol=EXACT):
             yield Symptom(name, "weight_decay", right / (lr if times_lr else 1.0), decay, _decay(taken, right, lr))
     if (eps := g.get("eps")) is not None and eps > 1e-7:
-        yield Symptom(
-            name, "eps", 1e-8, eps, "Adam's ε is so large that it sees the constants of the gradients (Table 6: 1e-8)"
-        )
+        rule = "Adam's ε is so large that it sees the constants of the gradients (Table 6: 1e-8)"
+        yield Symptom(name, "eps", 1e-8, eps, rule)
 
 
 def _decay(taken: float, right: float, lr: float) -> str:
@@ -198,7 +189,8 @@ def _learning_rate(config: TrainConfig, w: Weight, shape: Shape, given: float) -
     unit_scaled = "u-µP" if config.rules.factors is not Plain else config.scheme
     parts = {"": depth}
     if depth != 1:
-        parts |= {"L^-1/2 of residual branches is missing": 1.0, "L counts layers": (shape.depth / 2) ** -0.5}
+        parts |= {"L^-1/2 of residual branches is missing": 1.0}
+        parts |= {"L counts layers": (shape.depth / 2) ** -0.5, "L counts branches": shape.depth**-0.5}
     elif not shape.in_branch:
         parts |= {"L^-1/2, of residual branches, does not belong to it": shape.depth**-0.5}
     if isclose(given, right * depth, rel_tol=EXACT):
@@ -210,11 +202,8 @@ def _learning_rate(config: TrainConfig, w: Weight, shape: Shape, given: float) -
             if key == name:
                 return f"{type} LR: {words} (Table 1)"
             swapped = {"fan_in^-1/2": "fan_out^-1/2", "fan_out^-1/2": "fan_in^-1/2"}.get(name) == key
-            about = (
-                "fan_in and fan_out are swapped"
-                if swapped
-                else f"{whose or 'no scheme has it'}, not {unit_scaled}'s {name}"
-            )
+            about = f"{whose or 'no scheme has it'}, not {unit_scaled}'s {name}"
+            about = "fan_in and fan_out are swapped" if swapped else about
             if key == "1" and type == "input":
                 about = f"without the embedding rule {name} of App. A.3"
             return f"{type} LR is {key}: {about}" + (f"; {words}" if words else "")
@@ -227,19 +216,14 @@ def report(config: TrainConfig, file: dict[str, Any], symptoms: list[Symptom]) -
     judged = [g for g in file["groups"] if len(g["shape"]) == 2]
     lines = [f"{len(judged)} weights held against {config.scheme}, {config.layers} layers of width {config.width}"]
     if others := [g["name"] for g in file["groups"] if len(g["shape"]) != 2]:
-        lines.append(
-            f"not judged, the paper has no rule for gains and biases: {', '.join(others[:5])}"
-            + " …" * (len(others) > 5)
-        )
+        names = ", ".join(others[:5]) + " …" * (len(others) > 5)
+        lines.append(f"not judged, the paper has no rule for gains and biases: {names}")
     if not symptoms:
         return "\n".join([*lines, "every number is as it should be"])
     rows = [(s.name, s.number, f"{s.expected:.4g}", f"{s.given:.4g}", s.rule) for s in symptoms[:60]]
     lines += ["", text_table([("weight", "number", "expected", "given", "rule that is broken"), *rows], "<<>><")]
     if len(symptoms) > 60:
         lines.append(f"and {len(symptoms) - 60} more")
-    lines += ["", "broken rules:"]
-    lines += [
-        f"  {rule} ({count} of {len(judged)} weights)"
-        for rule, count in Counter(s.rule for s in symptoms).most_common()
-    ]
-    return "\n".join(lines)
+    counts = Counter(s.rule for s in symptoms).most_common()
+    rules = [f"  {rule} ({count} of {len(judged)} weights)" for rule, count in counts]
+    return "\n".join([*lines, "", "broken rules:", *rules])

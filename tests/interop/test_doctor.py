@@ -98,6 +98,13 @@ def test_a_number_that_is_off_is_named(changes: dict, words: str) -> None:
 def test_layers_for_branches_are_named() -> None:
     config = TrainConfig(width=64, layers=3, vocab_size=250, scheme="umup-iclr")
     assert any("L counts layers" in rule for rule in rules(groups(config)))
+    assert any("L counts branches" in rule for rule in rules(groups(), config))
+
+
+def test_sgd_has_no_learning_rate_factor() -> None:
+    config = TrainConfig(width=64, layers=3, vocab_size=250, optimizer="sgd", lr=0.5)
+    assert rules(groups(config, lr=lambda g: 0.5), config) == []
+    assert any(" LR " in rule for rule in rules(groups(config), config))
 
 
 def test_a_missing_root_of_the_base_width_is_named() -> None:

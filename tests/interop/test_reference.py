@@ -149,7 +149,6 @@ def test_nan_and_a_wrong_shape_are_named() -> None:
             lambda: reference.check_model(lambda w, i, t: i),
             r"numpy has no autodiff; return \(loss, gradients by name\)",
         ),
-        (lambda: reference.check("linear", abs, framework="cupy"), "--device gpu: CuPy is not installed"),
     ],
 )
 def test_a_misuse_is_a_line_that_names_it(call, message) -> None:
