@@ -172,6 +172,8 @@ def model(inputs: Arrays, settings: Settings, train: bool = True) -> Arrays:
         if not train:
             return found
         optimizer.step(grads, 1.0)
+        if len(losses) == 1:
+            found |= {f"after1.{name}": w.copy() for name, w in params.items()}
     dtype = logits.dtype
     return found | {"losses": np.array(losses, dtype)} | {f"trained.{name}": w for name, w in params.items()}
 
@@ -264,21 +266,18 @@ def _op_settings() -> Iterator[tuple[str, str, tuple[str, ...], Settings, Shapes
                     "tau": a**2 / b_**2, "scale": scale}  # fmt: skip
         x, label = (2, 3, 5), f"{scheme}.branch{index}of{branches}"
         yield "residual", label, (scheme,), settings, {"x": x, "w": (5, 5), "dy": x}
-        if index == 3:
-            yield "residual_split", label, (scheme,), settings, {"x": x, "dy": x}
-            yield "residual_add", label, (scheme,), settings, {"branch": x, "skip": x, "dy": x}
+        yield "residual_split", label, (scheme,), settings, {"x": x, "dy": x}
+        yield "residual_add", label, (scheme,), settings, {"branch": x, "skip": x, "dy": x}
     for alpha, B, T, V in ((1.0, 2, 3, 5), (0.5, 3, 4, 7), (3.0, 2, 5, 17)):
         loss_scale = UnitScaled.cross_entropy(alpha, V, B * T)._asdict()
         settings = {"alpha": alpha, "vocab_size": V, "batch_tokens": B * T, "scale": loss_scale}
         shapes = {"logits": (B, T, V), "targets": ((B, T), V), "dy": ()}
         yield "cross_entropy", f"alpha{alpha:g}", BOTH, settings, shapes
-        if alpha == 3.0:
-            for scheme in BOTH:
-                A_backward = 6**-0.5 if scheme == "umup" else V**-0.5
-                scale = UnitScaled.linear(1 / 6, A_backward, B * T)._asdict()
-                settings = settings | {"fan_in": 6, "fan_out": V, "scale": scale, "loss_scale": loss_scale}
-                shapes = {"x": (B, T, 6), "w": (V, 6), "targets": ((B, T), V), "dy": ()}
-                yield "linear_cross_entropy", f"alpha{alpha:g}.{scheme}", (scheme,), settings, shapes
+        for scheme in BOTH:
+            head = UnitScaled.linear(1 / 4, 4**-0.5 if scheme == "umup" else V**-0.5, B * T)._asdict()
+            settings = settings | {"fan_in": 4, "fan_out": V, "scale": head, "loss_scale": loss_scale}
+            shapes = {"x": (B, T, 4), "w": (V, 4), "targets": ((B, T), V), "dy": ()}
+            yield "linear_cross_entropy", f"alpha{alpha:g}.{scheme}", (scheme,), settings, shapes
     for t, decay in ((1, 0.0), (7, 0.125)):
         settings = {"t": t, "lr": 0.3, "decay": decay, "betas": [0.9, 0.999], "eps": 1e-8}
         yield "adamw", f"t{t}", tuple(SCHEMES), settings, dict.fromkeys("wgmv", (4, 5))

@@ -64,7 +64,7 @@ def tolerance_of(case: Case, output: str, dtype: str = "") -> str:
         return "bits"
     if case.op == "plan":
         return "numbers"
-    trained = "trained " if output.startswith(("trained.", "losses")) else ""
+    trained = "trained " if output.startswith(("trained.", "after1.", "losses")) else ""
     return trained + ("fp8" if case.op == "model_fp8" else "float32" if "float32" in (case.dtype, dtype) else "float64")
 
 

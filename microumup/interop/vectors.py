@@ -43,8 +43,9 @@ READ_ME = (
     "its gradient enters f times dbranch, and leaves it times dbase. Weights are (fan_out, fan_in), an embedding "
     "(V, D); heads are neighbours in D; RoPE turns neighbours (2i, 2i+1); batch_tokens counts tokens, and seq_len is "
     "the training length, whatever the input's. A model trains with AdamW at constant eta times each weight's C, "
-    "betas 0.9 and 0.999, eps 1e-8, and takes weight_decay of each weight in an update, whatever eta. Not all has to "
-    "be written: `check --only 'linear*'` looks at these alone."
+    "betas 0.9 and 0.999, eps 1e-8, and takes weight_decay of each weight in an update, whatever eta; "
+    "logits, loss and grad are those of the first batch, after1 are the weights behind it, losses and trained those of "
+    "all. Not everything has to be written: `check --only 'linear*'` looks at these cases alone."
 )
 
 

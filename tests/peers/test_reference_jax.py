@@ -224,4 +224,6 @@ def trained(case: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
                 "eps": 1e-8,
             }
             w[name], m[name], v[name] = adamw(w[name], grads[name], m[name], v[name], **settings)
+        if not t:
+            found |= {f"after1.{name}": x for name, x in w.items()}
     return found | {"losses": jnp.stack(losses)} | {f"trained.{name}": x for name, x in w.items()}

@@ -205,4 +205,6 @@ def trained(case: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             found |= {"loss": out} | {f"grad.{name}": x.grad.clone() for name, x in w.items()}
         losses.append(out.detach())
         optimizer.step()
+        if len(losses) == 1:
+            found |= {f"after1.{name}": x.detach().clone() for name, x in w.items()}
     return found | {"losses": torch.stack(losses)} | {f"trained.{name}": x for name, x in w.items()}
