@@ -16,9 +16,11 @@ from math import isclose, log, sqrt
 import numpy as np
 
 from microumup.backend import Array
+from microumup.config import ModelConfig
 from microumup.interop.cases import Arrays, Case
 from microumup.interop.fp8_ways import FP8_WAYS
 from microumup.interop.ways import FACTORS_ASTRAY, WAYS, Try, Way, of_models
+from microumup.plan import weights
 
 Same = Callable[..., bool]
 FP8 = ("fp8_decode", "fp8_round")
@@ -26,6 +28,7 @@ TRIED = 1e4  # times the tolerance: a way is often run with less care than what 
 LARGEST = 1 << 22  # elements of an input: what is larger was not written by us, and nothing is tried on it
 
 
+@np.errstate(all="ignore")  # what a candidate puts out may be of any size
 def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: Same) -> dict[str, list[str]]:
     """Words of all causes that explain each of the outputs `failed`, those first that explain the whole case."""
     found: dict[str, list[str]] = {name: [] for name in failed}
@@ -36,8 +39,7 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
     small = sum(a.size for a in case.inputs.values()) <= LARGEST
     for words, way in alternatives(case) if small else ():
         try:
-            with np.errstate(all="ignore"):
-                given = {name: a.astype(true[name].dtype) for name, a in way(trial).items() if name in true}
+            given = {name: a.astype(true[name].dtype) for name, a in way(trial).items() if name in true}
         except (ValueError, ArithmeticError, LookupError):
             continue  # it cannot be made here, so it was not
         agrees = {name for name, a in comparable.items() if name in given and same(case, name, a, given[name], TRIED)}
@@ -96,8 +98,10 @@ def precision(case: Case, output: str, true: Array, received: Array) -> list[str
 
 def factors(case: Case, output: str, true: Array, received: Array, same: Same) -> list[str]:
     """Words for the constant that `received` is off by; none where it is no constant."""
-    if received.shape != true.shape or case.op in FP8 or case.op == "plan":
+    if received.shape != true.shape or case.op in FP8:
         return []
+    if case.op == "plan":
+        return of_plan(case, output, true, received)
     e, r = (a.astype(np.float64).ravel() for a in (true, received))
     if not np.isfinite(r).all() or not e @ e or not r @ e or not same(case, output, e * ((r @ e) / (e @ e)), r):
         return []
@@ -105,6 +109,22 @@ def factors(case: Case, output: str, true: Array, received: Array, same: Same) -
     value, name = right_factor(case, output)
     words = [f"{output}: {w}" for w in name_factor(ratio * value, value, name, symbols(case))]
     return words or [f"{output} is a constant times what it should be, of no known name"] * (true.size > 1)
+
+
+def of_plan(case: Case, output: str, true: Array, received: Array) -> list[str]:
+    """Words for what all wrong numbers in a column of a Plan are off by, each by sizes of its own weight."""
+    config, common = ModelConfig(**case.settings["config"]), None
+    table = list(weights(config).values())
+    if output == "A_backward":
+        table = table[1:]  # the embedding has none
+    for i in np.flatnonzero(~np.isclose(received, true, rtol=1e-9, atol=0)):
+        w = table[i] if len(table) == len(true) else None
+        fans = (w.shape if w.type == "input" else w.shape[::-1]) if w else (1, 1)
+        values = {"fan_in": fans[0], "fan_out": fans[1], "L": config.branches, "b": case.settings["batch_tokens"]}
+        values = {key: float(v) for key, v in values.items() if v != 1} | {"2": 2.0}
+        words = name_factor(float(received[i]), float(true[i]), "1", values)
+        common = words if common is None else [word for word in common if word in words]
+    return [f"{output}: {word}" for word in common or []]
 
 
 def name_factor(found: float, right: float, name: str, values: dict[str, float], tolerance: float = 1e-5) -> list[str]:
@@ -122,10 +142,8 @@ def name_factor(found: float, right: float, name: str, values: dict[str, float],
     for key, value in known.items() if name != "1" else ():
         words += [f"the factor is {key}, not {name}"] * (is_(value) and key != name)
         words += [f"the factor is {_inverse(key)}, not {name}"] * (is_(1 / value) and _inverse(key) != name)
-    if name != "1":
-        words += [f"the factor {name} is inverted"] * is_(1 / right) + [f"the factor {name} is there twice"] * is_(
-            right**2
-        )
+    words += [f"the factor {name} is inverted"] * (name != "1" and is_(1 / right))
+    words += [f"the factor {name} is there twice"] * (name != "1" and is_(right**2))
     for key, value in known.items():
         words += [f"a factor {key} too much"] * is_(right * value) + [f"a factor {key} is missing"] * is_(right / value)
     if not words:

@@ -157,21 +157,15 @@ def table(findings: Sequence[Finding]) -> str:
         bad = [f for f in of_op if not f.passed]
         cases = len({f.case.name for f in of_op})
         worst = max((f.error for f in of_op if np.isfinite(f.error)), default=0.0)
-        verdict = (
-            f"{len(bad)} of {len(of_op)} WRONG"
-            if bad
-            else f"{len(of_op)} right, the worst at {worst:.2g} of its tolerance"
-        )
-        lines.append(f"{op:22}{cases:3} cases  {verdict}")
+        right = f"{len(of_op)} right, the worst at {worst:.2g} of its tolerance"
+        lines.append(f"{op:22}{cases:3} cases  {f'{len(bad)} of {len(of_op)} WRONG' if bad else right}")
         lines += [f"    {line(f)}" for f in bad[:12]]
         if len(bad) > 12:
             lines.append(f"    and {len(bad) - 12} more")
         likely = verdicts(bad)
         lines += [f"    likely cause: {words} ({count} of {len(bad)} failures)" for words, count in likely[:3]]
         if bad and not likely:
-            lines.append(
-                "    likely cause: none of those known; compare with the pair in microumup/ops.py, line by line"
-            )
+            lines.append("    likely cause: none of those known; compare with the pair in ops.py, line by line")
     passed = sum(f.passed for f in findings)
     return "\n".join([*lines, f"{passed} of {len(findings)} outputs are right"])
 
@@ -182,8 +176,9 @@ def line(f: Finding) -> str:
     if f.problem:
         return f"{name}: {f.problem}"
     where = f"[{', '.join(map(str, f.where))}]" if f.where else ""
-    off = f"{f.error:.3g} times what is tolerated"
-    return f"{name}{where}: expected {f.expected:.10g}, received {f.received:.10g}, {off}"
+    exact = tolerance_of(f.case, f.output) == "bits"
+    off = "" if exact else f", {f.error:.3g} times what is tolerated"
+    return f"{name}{where}: expected {f.expected:.10g}, received {f.received:.10g}{off}"
 
 
 def verdicts(failures: Sequence[Finding]) -> list[tuple[str, int]]:

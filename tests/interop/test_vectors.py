@@ -261,6 +261,15 @@ def test_plans_and_trainings_are_explained(answered: Path, capsys) -> None:
     assert "likely cause: the weight decay is multiplied by η" in capsys.readouterr().out
 
 
+def test_a_number_of_a_plan_that_is_off_gets_its_factor(answered: Path, capsys) -> None:
+    """The C of q, k and v in layer 1 as 1/fan_in: no mistake of the zoo, but a factor that has a name."""
+    names = next(c for c in all_cases() if c.name == "plan.umup.w96").settings["weights"]
+    off = np.array([name in ("layer1.q", "layer1.k", "layer1.v") for name in names])
+    spoil(answered, "plan", "plan.umup.w96/C", lambda a: np.where(off, a * 96**-0.5, a))
+    assert main(["check", str(answered), "--only", "plan.umup.w96"]) == 1
+    assert "likely cause: C: a factor √fan_in is missing (1 of 1 failures)" in capsys.readouterr().out
+
+
 def test_a_part_can_be_checked(answered: Path) -> None:
     for path in (answered / "outputs").iterdir():
         if path.name != "rope.safetensors":
