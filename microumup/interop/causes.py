@@ -35,7 +35,12 @@ def causes(case: Case, true: Arrays, received: Arrays, failed: list[str], same: 
     usable = {name: a for name, a in received.items() if name in true and a.dtype.kind == "f"}
     comparable = {name: a for name, a in usable.items() if case.op in FP8 or np.isfinite(a).all()}
     whole: dict[str, list[str]] = {name: [] for name in failed}
-    trial = Try(case if "losses" in received else without_training(case))
+    later = {name for name in true if name.startswith(("losses", "trained."))} if case.op.startswith("model") else set()
+    if set(failed) - later:  # wrong in the first batch already, and what follows from it need not be tried
+        comparable = {name: a for name, a in comparable.items() if name not in later}
+        trial = Try(without_training(case))
+    else:
+        trial = Try(case)
     small = sum(a.size for a in case.inputs.values()) <= LARGEST
     for words, way in alternatives(case) if small else ():
         try:
@@ -69,7 +74,7 @@ def alternatives(case: Case) -> Iterator[tuple[str, Way]]:
 
 
 def without_training(case: Case) -> Case:
-    """The case with the first batch alone, if it is a model: enough where nobody trained it."""
+    """The case with the first batch alone, if it is a model."""
     first = {name: case.inputs[name][:1] for name in ("tokens", "targets") if case.op.startswith("model")}
     return case._replace(inputs=case.inputs | first)
 
