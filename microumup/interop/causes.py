@@ -10,7 +10,6 @@ A cause explains a failure when it gives that output; one that also gives all ot
 """
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from math import isclose, log, sqrt
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from microumup.backend import Array
 from microumup.config import ModelConfig
 from microumup.interop.cases import Arrays, Case
+from microumup.interop.factor_names import name_factor
 from microumup.interop.fp8_ways import FP8_WAYS
 from microumup.interop.ways import FACTORS_ASTRAY, WAYS, Try, Way, of_models
 from microumup.plan import weights
@@ -130,38 +130,6 @@ def of_plan(case: Case, output: str, true: Array, received: Array) -> list[str]:
         words = name_factor(float(received[i]), float(true[i]), "1", values)
         common = words if common is None else [word for word in common if word in words]
     return [f"{output}: {word}" for word in common or []]
-
-
-def name_factor(found: float, right: float, name: str, values: dict[str, float], tolerance: float = 1e-5) -> list[str]:
-    """Words for a factor that is `found` where `right`, called `name`, should be: made of powers of `values`."""
-
-    def is_(value: float) -> bool:
-        return isclose(found, value, rel_tol=tolerance)
-
-    if is_(-right):
-        return ["the sign is wrong"]
-    roots = {"{}": 1.0, "√{}": 0.5}
-    known = {shape.format(key): v**p for shape, p in roots.items() for key, v in values.items()}
-    words = []
-    words += [f"the factor {name} is missing"] * (name != "1" and is_(1.0))
-    for key, value in known.items() if name != "1" else ():
-        words += [f"the factor is {key}, not {name}"] * (is_(value) and key != name)
-        words += [f"the factor is {_inverse(key)}, not {name}"] * (is_(1 / value) and _inverse(key) != name)
-    words += [f"the factor {name} is inverted"] * (name != "1" and is_(1 / right))
-    words += [f"the factor {name} is there twice"] * (name != "1" and is_(right**2))
-    for key, value in known.items():
-        words += [f"a factor {key} too much"] * is_(right * value) + [f"a factor {key} is missing"] * is_(right / value)
-    if not words:
-        for (one, v), (two, u) in combinations(known.items(), 2):
-            words += [f"factors {one} and {two} too much"] * is_(right * v * u)
-            words += [f"factors {one} and {two} are missing"] * is_(right / v / u)
-            words += [f"a factor {one} too much and {two} missing"] * is_(right * v / u)
-            words += [f"a factor {two} too much and {one} missing"] * is_(right * u / v)
-    return list(dict.fromkeys(words))
-
-
-def _inverse(key: str) -> str:
-    return f"{key[1:]}^-1/2" if key.startswith("√") else f"1/{key}"
 
 
 def symbols(case: Case) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from microumup.checkpoint import read_json
 from microumup.config import TrainConfig
-from microumup.interop.causes import name_factor
+from microumup.interop.factor_names import name_factor
 from microumup.lab.tables import text_table
 from microumup.multipliers import Plain
 from microumup.parametrization import Shape, Weight, weight

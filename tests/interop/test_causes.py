@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from microumup.interop.cases import all_cases, expected, run
-from microumup.interop.causes import alternatives, name_factor, without_training
+from microumup.interop.causes import alternatives, without_training
+from microumup.interop.factor_names import name_factor
 from microumup.interop.judge import explained, judge, same
 from microumup.interop.ways import Try
 
