@@ -84,7 +84,9 @@ def test_the_committed_copy_is_what_is_written(made: Path) -> None:
                 tolerance = tolerance._replace(most=2**-23, of="element")
                 assert np.allclose(array, before[key], rtol=2**-22, atol=1e-9), key
             else:
-                tolerance = tolerance._replace(most=tolerance.most / 1000)
+                # in FP8 a sum that another processor rounds otherwise may move a value to its neighbour
+                part = 1 if case.op == "model_fp8" else 1000
+                tolerance = tolerance._replace(most=tolerance.most / part)
                 assert (differences(array, before[key], tolerance) <= 1).all(), key
 
 
@@ -176,13 +178,14 @@ def test_the_decay_of_the_model_shows() -> None:
 @pytest.mark.parametrize("kernels", [{}, fused.KERNELS], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", [case.name for case in all_cases() if case.op.startswith("model")])
 def test_another_order_of_summation_is_tolerated_in_a_model(name: str, kernels) -> None:
-    """The batch upside down, in the dtype of the case, plain and fused: at most a tenth of the tolerance is used."""
+    """The batch upside down, in the dtype of the case, plain and fused: at most a tenth of the tolerance is used, and in
+    FP8, where a value may move to its neighbour, no more than all."""
     case = next(case for case in all_cases() if case.name == name)
     inputs = case.inputs | {k: case.inputs[k][:, ::-1].copy() for k in ("tokens", "targets")}
     with using(kernels):
         found = model(inputs, case.settings)
     found["logits"] = found["logits"][::-1]
-    assert max(f.error for f in judge.judge(case, found)) < 0.1
+    assert max(f.error for f in judge.judge(case, found)) < (1 if case.op == "model_fp8" else 0.1)
 
 
 def test_a_thousandth_off_is_not_tolerated_anywhere() -> None:
