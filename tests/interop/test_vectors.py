@@ -178,7 +178,7 @@ def test_the_decay_of_the_model_shows() -> None:
 @pytest.mark.parametrize("kernels", [{}, fused.KERNELS], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", [case.name for case in all_cases() if case.op.startswith("model")])
 def test_another_order_of_summation_is_tolerated_in_a_model(name: str, kernels) -> None:
-    """The batch upside down, in the dtype of the case, plain and fused: at most a tenth of the tolerance is used, and in
+    """The batch upside down, in the dtype of the case, plain and fused: at most a tenth of the tolerance is used; in
     FP8, where a value may move to its neighbour, no more than all."""
     case = next(case for case in all_cases() if case.name == name)
     inputs = case.inputs | {k: case.inputs[k][:, ::-1].copy() for k in ("tokens", "targets")}
