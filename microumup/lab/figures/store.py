@@ -57,7 +57,7 @@ class Supposed(dict[str, Record]):
 
 def note_session(store: Path) -> None:
     """Write down by what the runs that follow are made: the version, its commit if it is a clone's, the machine."""
-    git = ["git", "-C", str(Path(package).parent)]
+    git = ["git", "--no-optional-locks", "-C", str(Path(package).parent)]  # a kill would leave its lock
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True)
