@@ -40,6 +40,13 @@ class Parser(argparse.ArgumentParser):
         text = f"{len(hidden)} more, explained by --help-all: {', '.join(hidden)}"
         return super().format_help() + (f"\n{textwrap.fill(text, 79, break_on_hyphens=False)}\n" if hidden else "")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse's; it takes the value of `--seed=--` for an empty list, which here is refused."""
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word.removesuffix('=--')}: -- is no value")
+        return super().parse_args(args, namespace)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print it. argparse is silent about help that could not be written; here that is an error."""
         with suppress(*[OSError] * (file is not sys.stdout)):

@@ -107,3 +107,9 @@ def test_more_seeds_or_workers_than_can_be_are_refused(name: str, refused: Refus
 def test_what_is_no_number_is_said_to_be_none(text: str, refused: Refused) -> None:
     """A negative number to a broken power is complex, and went on as such."""
     assert f"--lr: {text!r} is not a number" in refused(main, [f"--lr={text}"])
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "sweep", "coordcheck"])
+def test_two_dashes_are_no_value(name: str, refused: Refused) -> None:
+    """argparse made an empty list of them, which ended in a traceback."""
+    assert "--seed: -- is no value" in refused(import_module(COMMANDS[name][0]).main, ["--seed=--"])
