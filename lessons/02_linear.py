@@ -35,7 +35,6 @@ def normal(*shape):  # independent numbers of mean 0 and scale 1
 
 # %% [markdown]
 # ## Predict
-#
 # Four linears of width 256 stand one behind the other. The input has scale 1, and so has every weight.
 
 # %%
@@ -43,7 +42,6 @@ mine = lesson.guess("What is the RMS of the last one's output?")
 
 # %% [markdown]
 # ## The naive way
-#
 # Scale 1 in, scale 1 in the weights: it sounds as if scale 1 should come out.
 
 # %%
@@ -76,7 +74,6 @@ for position, (what, count) in enumerate({"y": "fan_in", "dx": "fan_out", "dw": 
 
 # %% [markdown]
 # ## The paper's row
-#
 # **The idea:** count the terms of the sum and divide by the root of their number. Three lines each for y, dx and dw:
 #
 #     y_j = x_1 w_j1 + x_2 w_j2 + …                     a sum of fan_in terms, each of mean 0 and variance 1 · 1 = 1
@@ -114,7 +111,6 @@ for width in (64, 256, 1024, 4096):
 # Table 1), and comes out at √(V/D), V being the vocabulary, the readout's fan_out, and D the width.
 #
 # ## Our code
-#
 # A factor stands behind each product; `UnitScaled.linear` says which ones u-µP passes.
 
 # %%
@@ -122,7 +118,6 @@ lesson.show(ops.Scale, ops.linear_forward, ops.linear_backward, UnitScaled.linea
 
 # %% [markdown]
 # ## Check
-#
 # Four weights of a model of width 256: q is square, `up` is 256 → 704, `down` 704 → 256, the head 256 → 512.
 
 # %%
@@ -162,7 +157,6 @@ lesson.save(figure, " ".join(caption.split()))
 
 # %% [markdown]
 # ## What would fool you
-#
 # Put the factor *before* the product. In exact arithmetic it is the same function: every RMS above stays as it is, and
 # so does every gradient. The check that sees it casts the operands, as FP8 training will do. E4M3 is an 8-bit format
 # whose smallest positive number is 2^-9. The readout of a model of width 4096 shows it best: A = 2^-12.
@@ -179,21 +173,17 @@ lesson.claim("share of A · x that E4M3 turns into 0", (quantize(A * x, E4M3) ==
 
 # %% [markdown]
 # ## Exercise
-#
 # Write the three products yourself, with the factors of a hidden weight and of the readout: `unit_linear` in
 # `lessons/exercises/ex02.py`. `pytest -m lesson02 lessons` grades it, `python lessons/hint.py 02 1` gives a first hint.
 #
 # ## Recap
-#
 # An element of a matmul is a sum of n terms and grows like √n, so y gets fan_in^-1/2, dw gets b^-1/2, and dx gets y's
 # factor. The readout gets 1/fan_in forward, because training lines its terms up, and fan_in^-1/2 backward.
 #
 # ## The way on
-#
 # Three factors that differ: then backward is no longer the derivative of forward. [Lesson 03](03_cut_edge.py) shows
 # where that is harmless, and where it quietly ruins the training.
 #
 # ## Answers
-#
 # 1. y: √1024 = 32. dx: √256 = 16. dw: √64 = 8.
 # 2. For square ones. dx is a sum of fan_out terms, so its scale is √(fan_out/fan_in).
