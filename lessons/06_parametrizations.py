@@ -31,7 +31,7 @@ from microumup.plan import plan, weights
 #
 # Take the *standard parametrization*, SP: what most code does. Every weight starts with standard deviation fan_in^-1/2,
 # where fan_in counts the terms of the sum that it takes part in, and all share one learning rate η. Let Adam do one
-# update in two models, one four times as wide as the other. A weight's output changes by more in the wide one. How much?
+# update in two models, one four times as wide as the other. In the wide one it does more to a weight's output.
 
 # %%
 mine = lesson.guess("SP, from width 64 to 256: by what factor grows what one update of a hidden weight does?")
@@ -76,8 +76,8 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 # with Φ for what Adam makes of the gradients. **A** is the multiplier, a plain number in the forward pass; **√B** the
 # standard deviation that w starts with; **C** the weight's own factor of the learning rate η. Only two products count:
 # A √B is how large W starts, A C how far a step moves it, as Adam's steps have one size whatever the gradient's
-# ([07](07_adam.py)). So of three numbers one is free: for any θ, A θ, √B/θ and C/θ make the same network, trained in the
-# same way. That is the *abc-symmetry*.
+# ([07](07_adam.py)). So of three numbers one is free: for any θ, A θ, √B/θ and C/θ make the same network, trained in
+# the same way. That is the *abc-symmetry*.
 #
 # * **SP** has A √B = fan_in^-1/2 and A C = 1.
 # * **µP** (Table 1) sets A C of hidden weights to 1/fan_in, which cancels the growth above; A √B of the readout too.
@@ -158,14 +158,16 @@ figure, (left, right) = lesson.figure(9, 4, ncols=2)
 for (name, report), style, colour in zip(checks.items(), ("o-", "s--", "^:"), COLOURS, strict=False):
     y = sizes(report, "effect")
     left.loglog(report.sizes, y / y[0], style, base=2, color=colour, label=name)
-left.set(xlabel="width", ylabel="effect of one update, over that at width 64", xticks=report.sizes)
+left.set(xlabel="width", ylabel="effect of one update, relative", xticks=report.sizes, xticklabels=report.sizes)
 for (eps, distance), style, colour in zip(apart.items(), ("o-", "s--"), COLOURS, strict=False):
     right.semilogy(np.maximum(distance, 1e-17), style, markersize=4, color=colour, label=f"ε = {eps:g}")
 right.set(xlabel="step", ylabel="|loss of mup - loss of mup-table2|")
 _ = left.legend(frameon=False), right.legend(frameon=False)
-caption = "Left: the effect of one update of a hidden weight over the width. SP (circles, solid) grows; µP (squares, \
+caption = (
+    "Left: the effect of one update of a hidden weight, over that at width 64. SP (circles, solid) grows; µP (squares, \
 dashed) and u-µP (triangles, dotted) do not. Right: how far two spellings of µP are apart, step by step: not at all at \
 ε = 0 (circles, solid; equal losses are drawn at 1e-17), a little at ε = 1e-8 (squares, dashed)."
+)
 lesson.save(figure, caption)
 
 # %% [markdown]
