@@ -164,10 +164,9 @@ for (eps, distance), style, colour in zip(apart.items(), ("o-", "s--"), COLOURS,
 right.set(xlabel="step", ylabel="|loss of mup - loss of mup-table2|")
 _ = left.legend(frameon=False), right.legend(frameon=False)
 caption = (
-    "Left: the effect of one update of a hidden weight, over that at width 64. SP (circles, solid) grows; µP (squares, \
-dashed) and u-µP (triangles, dotted) do not. Right: how far two spellings of µP are apart, step by step: not at all at \
-ε = 0 (circles, solid; equal losses are drawn at 1e-17), a little at ε = 1e-8 (squares, dashed)."
+    "Left: effect of an update of hidden weights: grows in SP (circles), not in µP (squares) or u-µP (triangles). "
 )
+caption += "Right: |difference| of two spellings of µP: ε = 0 (circles; 1e-17 stands for 0) and ε = 1e-8 (squares)."
 lesson.save(figure, caption)
 
 # %% [markdown]
@@ -186,8 +185,8 @@ lesson.claim("without it: wrong slopes over depth", len(coordcheck(**deep).faile
 # %% [markdown]
 # ## Exercise
 #
-# Write u-µP's row yourself, √B, A and C of every type of weight, in `lessons/exercises/ex06.py`. `pytest -m lesson06
-# lessons` grades it, `python lessons/hint.py 06 1` (2, 3) gives hints.
+# Write u-µP's row yourself, √B, A and C of every type of weight, in `lessons/exercises/ex06.py`. Graded by
+# `pytest -m lesson06 lessons`; hints by `python lessons/hint.py 06 1` (2, 3).
 #
 # ## Recap
 #

@@ -5,9 +5,7 @@
 #
 # *30 minutes. Can be read alone: all it needs is that a model is trained in steps, and that the learning rate η says
 # how far each step goes. Why u-µP does what is seen here is the matter of [06](06_parametrizations.py) and
-# [07](07_adam.py). Words: [glossary](glossary.md), [notation](notation.md).*
-#
-# Two questions for pencil and paper; the answers stand at the end.
+# [07](07_adam.py). Words: [glossary](glossary.md), [notation](notation.md).* Two questions for pencil and paper:
 #
 # 1. A sweep over η costs 12 trainings. Those of the large model take 16 times as long as those of a small one. What
 #    does it save to sweep on the small one and to train the large one once?
@@ -191,9 +189,8 @@ lesson.claim("cut grid: best η that lie inside of it, of 3", sum(o.inside for o
 #
 # In SP the best learning rate falls as the width grows, and one found on a small model spoils a large one; in u-µP it
 # stays within what seeds make uncertain. Read a sweep by its lowest point inside of the grid, and by the regret: what
-# it costs to use the small model's choice.
-#
-# **The way on:** [10](10_fp8.py), what starting every tensor at scale one gives for free: training in 8 bits.
+# it costs to use the small model's choice. **The way on:** [10](10_fp8.py), what starting every tensor at scale one
+# gives for free: training in 8 bits.
 #
 # ## Answers
 #
