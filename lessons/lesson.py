@@ -112,7 +112,12 @@ def show(*objects: Any) -> None:
             source = "".join(lines)
         place = Path(path).resolve()
         place = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
-        print(f"# {place}:{line}\n{source.rstrip()}\n")
+        if in_notebook():
+            from IPython.display import Markdown, display
+
+            display(Markdown(f"```python\n# {place}:{line}\n{source.rstrip()}\n```"))
+        else:
+            print(f"# {place}:{line}\n{source.rstrip()}\n")
 
 
 def _constant(module: ModuleType, name: str) -> tuple[str, int, str]:
