@@ -162,7 +162,7 @@ for limit in (half.max, half.smallest_subnormal):
 right.axhspan(E4M3.min_subnormal, E4M3.max, color=BLACK, alpha=0.1)
 right.set(title="RMS through 20 layers", xlabel="layer", ylim=(1e-11, 1e11))
 right.legend(fontsize=8)
-lesson.save(figure, "Loss over the learning rate: dashed squares width 32, solid circles width 128. SP's best moves "
+lesson.save(figure, "Loss over the learning rate, dashed squares width 32, solid circles width 128: SP's best moves "
             "to the left, u-µP's stays. Right: size of numbers through 20 layers; E4M3 stores what lies in the grey, float16 "
             "what lies between the black lines.")  # fmt: skip
 
