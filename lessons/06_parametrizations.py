@@ -163,9 +163,7 @@ for (eps, distance), style, colour in zip(apart.items(), ("o-", "s--"), COLOURS,
     right.semilogy(np.maximum(distance, 1e-17), style, markersize=4, color=colour, label=f"ε = {eps:g}")
 right.set(xlabel="step", ylabel="|loss of mup - loss of mup-table2|")
 _ = left.legend(frameon=False), right.legend(frameon=False)
-caption = (
-    "Left: effect of an update of hidden weights: grows in SP (circles), not in µP (squares) or u-µP (triangles). "
-)
+caption = "Left: effect of an update of hidden weights: grows in SP (circles), not in µP (squares), u-µP (triangles). "
 caption += "Right: |difference| of two spellings of µP: ε = 0 (circles; 1e-17 stands for 0) and ε = 1e-8 (squares)."
 lesson.save(figure, caption)
 
@@ -185,8 +183,8 @@ lesson.claim("without it: wrong slopes over depth", len(coordcheck(**deep).faile
 # %% [markdown]
 # ## Exercise
 #
-# Write u-µP's row yourself, √B, A and C of every type of weight, in `lessons/exercises/ex06.py`. Graded by
-# `pytest -m lesson06 lessons`; hints by `python lessons/hint.py 06 1` (2, 3).
+# Write u-µP's row yourself, √B, A and C of every type of weight, in `lessons/exercises/ex06.py`. Graded by `pytest -m
+# lesson06 lessons`; hints by `python lessons/hint.py 06 1` (2, 3).
 #
 # ## Recap
 #
