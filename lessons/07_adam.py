@@ -9,8 +9,7 @@
 #
 # 1. All gradients are 1000 times as large as before. What changes in Adam's first step? And in that of plain gradient
 #    descent (SGD), w ← w - η g?
-# 2. Weight decay takes the share λ of a weight in each step, and a step adds something of the size η C. At which size
-#    do both come to rest, if steps point in random directions? And if all point the same way?
+# 2. Each step takes the share λ of a weight away and adds ±η C, with a random sign. At which size does it settle?
 
 # %%
 import lesson
@@ -196,5 +195,5 @@ lesson.save(figure, caption)
 # ## Answers
 #
 # 1. Nothing, but for ε. SGD's step is 1000 times as large.
-# 2. Random directions: squares add up, so RMS² 2λ = (η C)², RMS = η C/√(2λ). One direction: λ RMS = η C, RMS = η C/λ.
-#    In the long run a weight's size is a matter of η C and λ, not of √B.
+# 2. Squares add up, so it settles where 2 λ RMS² = (η C)²: at RMS = η C/√(2λ). In the long run a weight's size is a
+#    matter of η C and λ, not of √B.

@@ -12,8 +12,8 @@ def adamw_step(
 ) -> tuple[Array, Array, Array]:
     """The next w, m and v. w is the weight, g its gradient, m and v are the running means; all have one shape (N,).
 
-    t = 1, 2, … counts the updates, this one included. lr is the weight's learning rate s η C; decay is s λ, the share of
-    w that this step takes away. Write to no array that is not yours.
+    t = 1, 2, … counts the updates, this one included. lr is the weight's learning rate s η C; decay is s λ, the share
+    of w that this step takes away. Write to no array that is not yours.
 
     In a slow and obvious loop, with the corrections for m and v having started at 0:
 
