@@ -8,6 +8,12 @@ def test_the_solution_passes(graded: Callable[..., str]) -> None:
     assert graded("02") == ""
 
 
+def test_the_stub_is_skipped(graded: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LESSON_SOLUTIONS")
+    with pytest.raises(pytest.skip.Exception, match=r"hint\.py 02 1"):
+        graded("02")
+
+
 def unit_linear(y: Callable[..., float], dx: Callable[..., float], dw: Callable[..., float]) -> Callable[..., Any]:
     """An answer with these factors, each a function of fan_in, fan_out, B, T and the readout's 1 or ½."""
 
