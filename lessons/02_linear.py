@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 02 · The linear pair: three matmuls, three factors
 #
-# **The question.** A linear layer takes part in three matrix products: one forward, two backward. How large does each
-# come out, and which three factors bring them back to scale 1?
+# **Question.** A linear layer takes part in three matrix products: one forward, two backward. How large does each come
+# out, and which three factors bring them back to scale 1?
 #
-# About 20 minutes. From lesson 01 you need one thing: an op is a pair of functions, `forward(x, w) -> y, saved` and
-# `backward(dy, saved) -> dx, dw`, where dy is the gradient of y. *Scale* means the root mean square (RMS), the typical
-# size of an element; for numbers with mean 0 it is their standard deviation. fan_in is the number of features that go
-# into a weight, fan_out of those that come out, b of the tokens in a batch. More is in the [glossary](glossary.md).
+# *20 minutes.* From lesson 01 you need one thing: an op is a pair of functions, `forward(x, w) -> y, saved` and
+# `backward(dy, saved) -> dx, dw`, where dy is the gradient of y. *Scale* means the root mean square
+# ([RMS](glossary.md#rms)), the typical size of an element; for numbers with mean 0 it is their standard deviation.
+# fan_in is the number of features that go into a weight, fan_out of those that come out, b of the tokens in a batch.
 #
-# Two questions for paper and pencil; the answers stand at the end:
+# On paper, before you go on (answers at the end):
 #
 # 1. A linear maps 1024 features to 256, for a batch of 64 tokens. All elements of x, w and dy are independent and have
 #    scale 1. What are the scales of y, dx and dw?
@@ -93,10 +93,11 @@ for position, (what, count) in enumerate({"y": "fan_in", "dx": "fan_out", "dw": 
 # lesson 06. The factor of dw is from Appendix A.4, which also puts every factor *after* its product: the operands x, w
 # and dy are what gets cast to FP8, so it is they that shall have scale 1.
 #
-# **The readout is different.** It is the last linear, from the model to the logits, and its A is 1/fan_in (column
-# "Output"). Training makes a weight agree with what it meets. Adam's first step moves each w_i by ±η, in the direction
-# of x_i; then all terms of the sum have the same sign, and fan_in such terms add up to about 0.8 fan_in, not to
-# √fan_in. Hidden weights have this sum too, but their C is fan_in^-1/2. The readout's C is 1, so A must do it alone:
+# **The [readout](glossary.md#readout) is different.** It is the last linear, from the model to the logits, and its A is
+# 1/fan_in (column "Output"). Training makes a weight agree with what it meets. Adam's first step moves each w_i by ±η,
+# in the direction of x_i; then all terms of the sum have the same sign, and fan_in such terms add up to about 0.8
+# fan_in, not to √fan_in. Hidden weights have this sum too, but their C is fan_in^-1/2. The readout's C is 1, so A must
+# do it alone:
 
 # %%
 for width in (64, 256, 1024, 4096):
@@ -107,8 +108,8 @@ for width in (64, 256, 1024, 4096):
 
 # %% [markdown]
 # The price: logits start at scale fan_in^-1/2. That does no harm, as only the loss comes after them. Backward it would:
-# every gradient of the model would be too small by fan_in^-1/2. So the readout's dx takes fan_in^-1/2 (the † in
-# Table 1), and comes out at √(V/D), V being the vocabulary, the readout's fan_out, and D the width.
+# every gradient of the model would be too small by fan_in^-1/2. So the readout's dx takes fan_in^-1/2 (the † in Table
+# 1), and comes out at √(V/D), V being the vocabulary, the readout's fan_out, and D the width.
 #
 # ## Our code
 # A factor stands behind each product; `UnitScaled.linear` says which ones u-µP passes.
@@ -158,8 +159,9 @@ lesson.save(figure, " ".join(caption.split()))
 # %% [markdown]
 # ## What would fool you
 # Put the factor *before* the product. In exact arithmetic it is the same function: every RMS above stays as it is, and
-# so does every gradient. The check that sees it casts the operands, as FP8 training will do. E4M3 is an 8-bit format
-# whose smallest positive number is 2^-9. The readout of a model of width 4096 shows it best: A = 2^-12.
+# so does every gradient. The check that sees it casts the operands, as FP8 training will do. [E4M3](glossary.md#e4m3)
+# is an 8-bit format whose smallest positive number is 2^-9. The readout of a model of width 4096 shows it best: A =
+# 2^-12.
 
 # %%
 x, w, A = normal(256, 4096), normal(64, 4096), np.float32(1 / 4096)

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 03 · Cut edges: where backward may differ from forward
 #
-# **The question.** In u-µP a gradient has other factors than the output. So backward is not the derivative of forward.
+# **Question.** In u-µP a gradient has other factors than the output. So backward is not the derivative of forward.
 # Where is that harmless, and where does it turn the gradient into a wrong direction?
 #
-# About 20 minutes. From lesson 02 you need the three factors of a linear: `scale.y` for its output, `scale.dx` and
-# `scale.dw` for its gradients, b^-1/2 for dw (b: tokens in a batch). *Cosine* means that of the angle between two
-# gradients, each taken as one long vector: 1 where they have the same direction, whatever their lengths.
+# *20 minutes.* From lesson 02 you need the three factors of a linear: `scale.y` for its output, `scale.dx` and
+# `scale.dw` for its gradients, b^-1/2 for dw (b: tokens in a batch). [Cosine](glossary.md#cosine) means that of the
+# angle between two gradients, each taken as one long vector: 1 where they have the same direction, whatever their
+# lengths.
 #
-# Two questions for paper and pencil; the answers stand at the end:
+# On paper, before you go on (answers at the end):
 #
 # 1. A readout has the factors y = 1/64, dx = 1/8, dw = 1/32. By which constant is the gradient of its weight off from
 #    the true one? By which are the gradients of all weights before it off?
@@ -40,8 +41,8 @@ mine = lesson.guess("What is the cosine between the embedding's gradient and the
 
 # %% [markdown]
 # ## The naive way
-# The usual test of a gradient: move the weight a little and look at what the output does, that is, finite differences.
-# Here is a hidden linear of width 64, with its factors at b = 1024.
+# The usual test of a gradient: move the weight a little and look at what the output does, that is, [finite
+# differences](glossary.md#finite-difference). Here is a hidden linear of width 64, with its factors at b = 1024.
 
 # %%
 rng = np.random.default_rng(3)
@@ -55,8 +56,9 @@ lesson.claim("dw over the true dw", of_w.measured, 0.25, within=1e-6)
 # then drops the test, or allows any factor, has no test any more. It takes a better one, and for that an idea.
 #
 # ## The paper's row
-# **The idea.** Draw the model as a graph, ops as dots and tensors as edges. An edge is a *cut edge* if the graph falls
-# in two when it is removed. All of a gradient has to pass it to get from the loss to what lies behind.
+# **The idea.** Draw the model as a graph, ops as dots and tensors as edges. An edge is a [cut
+# edge](glossary.md#cut-edge) if the graph falls in two when it is removed. All of a gradient has to pass it to get from
+# the loss to what lies behind.
 #
 #     loss ─── readout ─── norm ──┬─────────── skip ───────────┬─── … ─── embedding
 #                          │      └── down ── silu ── up,gate ──┘
@@ -149,8 +151,8 @@ for name, value in {"layer1.down": 1, "layer1.q": 0.98, "layer0.q": 0.95, "embed
 lesson.answer(mine, cosine("embedding", broken), "for the skip's part is right and the branches' is not.")
 
 # %% [markdown]
-# The last branch has cosine 1: between it and the loss nothing splits. Behind it skip and branch meet, and no
-# gradient points where it should. Nothing overflows, nothing stops: only comparing with the true gradient shows it.
+# The last branch has cosine 1: between it and the loss nothing splits. Behind it skip and branch meet, and no gradient
+# points where it should. Nothing overflows, nothing stops: only comparing with the true gradient shows it.
 #
 # ## Figure
 

@@ -1,21 +1,19 @@
 # %% [markdown]
 # # 04 · Scale models: attention, gated SiLU, the loss
-# **The question.** A matmul's scale can be counted (lesson 02). Attention's and the gated SiLU's cannot. What does u-µP
+# **Question.** A matmul's scale can be counted (lesson 02). Attention's and the gated SiLU's cannot. What does u-µP
 # divide them by, how good is that, and where does it stop holding?
 #
-# About 25 minutes. From earlier lessons you need: *scale* is the root mean square (RMS) of a tensor's elements; u-µP
-# gives each op a factor so that scale 1 in makes scale 1 out; inside a residual branch forward and backward share one.
-# s is the sequence length, K the head dimension, V the vocabulary. See also the [glossary](glossary.md).
+# *20 minutes.* From earlier lessons you need: [scale](glossary.md#scale) is the root mean square (RMS) of a tensor's
+# elements; u-µP gives each op a factor so that scale 1 in makes scale 1 out; inside a residual branch forward and
+# backward share one. s is the sequence length, K the head dimension, V the vocabulary.
 #
-# Two questions for paper and pencil; the answers stand at the end:
+# On paper, before you go on (answers at the end):
 #
 # 1. A token looks equally at itself and all tokens before it, n in all, and takes the mean of their values, which are
 #    independent and have scale 1. What scale has the result for n = 1, for n = 256?
 # 2. x and g are independent and have scale 1. What is the scale of x · g · ½, and what that of x · max(g, 0)?
 
 # %%
-from math import sqrt
-
 import lesson
 import numpy as np
 
@@ -60,10 +58,11 @@ lesson.answer(mine, measured, "and not 1/16: the first tokens see few others, an
 
 # %% [markdown]
 # ## The paper's row
-# **The idea.** α, a hyperparameter, decides how strongly an op bends, and at both ends the scale is known. The gated
-# SiLU is x_in · x_gate · sigmoid(α x_gate). With a small α the sigmoid is ½ everywhere, and the scale is ½; with a
-# large one it is a step, and the scale 1/√2. With a small α attention is a plain mean; with a large one it copies a
-# single token, at scale 1. In between mix both ends, on a logarithmic scale, by a weight that depends on α.
+# **The idea.** α, a [hyperparameter](glossary.md#hyperparameter), decides how strongly an op bends, and at both ends
+# the scale is known. The gated SiLU is x_in · x_gate · sigmoid(α x_gate). With a small α the sigmoid is ½ everywhere,
+# and the scale is ½; with a large one it is a step, and the scale 1/√2. With a small α attention is a plain mean; with
+# a large one it copies a single token, at scale 1. In between mix both ends, on a logarithmic scale, by a weight that
+# depends on α.
 #
 # **The formulas** (App. B and Table 4). log_interpolate(w, upper, lower) = upper^w · lower^(1-w), and
 #
@@ -99,7 +98,7 @@ for what, column, most in (("y", 0, 0.01), ("dx_in", 1, 0.01), ("dx_gate", 2, 0.
     off = max(abs(rms[column] - 1) for rms in silu)
     lesson.claim_most(f"gated_silu, α from 1/8 to 8: RMS of {what} is off from 1 by", off, most + 0.005)
 for s, value in {16: 1.10, 64: 1.07, 256: 1.05}.items():
-    measured, exact = lesson.rms(attention(s)), sqrt(sum(1 / n for n in range(1, s + 1)) / s)
+    measured, exact = lesson.rms(attention(s)), (sum(1 / n for n in range(1, s + 1)) / s) ** 0.5
     lesson.claim(f"attention, s = {s}: RMS over σ", measured / attention_sigma(1.0, K, s), value, within=0.03)
     lesson.claim("  RMS over √(H_s/s)", measured / exact, 1, within=0.03)
 logits, targets = 0.01 * normal(4096, 256), rng.integers(256, size=4096)
@@ -114,8 +113,8 @@ lesson.claim("loss: RMS of dlogits", lesson.rms(ops.cross_entropy_backward(np.fl
 # **Independent tokens.** σ supposes that tokens have nothing in common. In the first layer that is so. It adds to each
 # a mean of those before it, nearly the same one as to its neighbours. From then on they resemble each other, and a mean
 # of similar vectors does not shrink: in the second layer attention's output starts at 1.8, and at 2.8 for 256 tokens.
-# `expected_rms` works that out from shapes alone; what is measured scatters around it with the draw of the weights.
-# Is 2.8 bad? It is one and a half powers of two, of seventeen that E4M3 has, the 8-bit format. But it is why one should
+# `expected_rms` works that out from shapes alone; what is measured scatters around it with the draw of the weights. Is
+# 2.8 bad? It is one and a half powers of two, of seventeen that E4M3 has, the 8-bit format. But it is why one should
 # compare a tensor with what the rules imply for it, and not with 1.
 
 # %%
@@ -160,8 +159,8 @@ lesson.save(figure, caption + "op is multiplied by 1/σ, for 256 tokens; black l
 # %% [markdown]
 # ## What would fool you
 # σ depends on s. Take the length of the text at hand for it, instead of the length that the model was made for. Every
-# check of scales passes: at the training length nothing changes. But now the same text gets other logits when more
-# text follows it, and a single token divides by zero (log 1 = 0). What sees it: the logits of a prefix.
+# check of scales passes: at the training length nothing changes. But now the same text gets other logits when more text
+# follows it, and a single token divides by zero (log 1 = 0). What sees it: the logits of a prefix.
 
 # %%
 config = ModelConfig()
@@ -184,8 +183,8 @@ lesson.claim("s of the input: the prefix changes by", error, 0.44, within=0.02)
 
 # %% [markdown]
 # ## Exercise
-# Write the gated SiLU with its factor, forward and backward: `unit_gated_silu` in `lessons/exercises/ex04.py`.
-# `pytest -m lesson04 lessons` grades it, `python lessons/hint.py 04 1` gives a first hint.
+# Write the gated SiLU with its factor, forward and backward: `unit_gated_silu` in `lessons/exercises/ex04.py`. `pytest
+# -m lesson04 lessons` grades it, `python lessons/hint.py 04 1` gives a first hint.
 #
 # ## Recap
 # Ops without a formula get a fitted one: their scale is known at both ends of α and interpolated between. It holds for

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 05 · The residual stream: growth, a lemma, and a misprint
-# **The question.** Every branch of a Transformer adds to one stream, so the stream grows with depth. How does u-µP keep
-# it at scale 1, and is it then still the same network?
+# **Question.** Every branch of a Transformer adds to one stream, so the stream grows with depth. How does u-µP keep it
+# at scale 1, and is it then still the same network?
 #
-# About 25 minutes. This lesson can be read alone; you need a few words, more are in the [glossary](glossary.md). The
-# *trunk* or residual stream R begins as the embedding. L *branches*, attention and FFN in turn, take it, compute
-# something and add that: R' = R + f(R). A branch begins with an *RMSNorm*, which divides a vector by its root mean
-# square (RMS): how large R is, a branch cannot see. *Scale* means RMS. u-µP wants every tensor to start at scale 1, in
-# the middle of what 8-bit numbers hold. Where independent numbers are added, their squared scales (variances) add up.
+# *25 minutes.* This lesson can be read alone; you need a few words, more are in the [glossary](glossary.md). The
+# *trunk* or [residual stream](glossary.md#residual-stream) R begins as the embedding. L *branches*, attention and FFN
+# in turn, take it, compute something and add that: R' = R + f(R). Each begins with an [RMSNorm](glossary.md#rmsnorm),
+# which divides a vector by its root mean square (RMS): how large R is, a branch cannot see. *Scale* means RMS. u-µP
+# wants every tensor to start at scale 1. Where independent numbers are added, their squared scales (variances) add up.
 #
-# Two questions for paper and pencil; the answers stand at the end:
+# On paper, before you go on (answers at the end):
 #
 # 1. Mix trunk and branch half and half instead: R' = √½ f(R) + √½ R. After 24 branches, what share of the trunk's
 #    variance is still the embedding's?
@@ -130,10 +130,10 @@ lesson.claim("RMS of the trunk's end in a Llama", model["layer1.ffn_add.y"], 1.1
 
 # %% [markdown]
 # ## The misprint
-# The paper also prints τ multiplied out, in eq. (22). For α_res = 1 that comes to 1/(l √L). Eq. (12) gives
-# (1/L) / (1 + (l-1)/L) = 1/(L + l - 1). In (22) the squares are gone, and 1/√L stands on τ instead of on r. A reader
-# may overlook it, and a check of scales will: a² + b² = 1 whatever τ is. Run both, and it shows: α_res should be 1 and
-# depends on depth instead, and the lemma fails. Its proof uses eq. (12), and so does our code.
+# The paper also prints τ multiplied out, in eq. (22). For α_res = 1 that comes to 1/(l √L). Eq. (12) gives (1/L) / (1 +
+# (l-1)/L) = 1/(L + l - 1). In (22) the squares are gone, and 1/√L stands on τ instead of on r. A reader may overlook
+# it, and a check of scales will: a² + b² = 1 whatever τ is. Run both, and it shows: α_res should be 1 and depends on
+# depth instead, and the lemma fails. Its proof uses eq. (12), and so does our code.
 
 # %%
 lesson.show(taus_as_printed)
