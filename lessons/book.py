@@ -22,7 +22,7 @@ ROOT = HERE.parent
 PAGES = ("README", "notation", "glossary")  # those that are only prose
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1b; --pale: #f4f4f1; --line: #d8d8d2; --link: #00558b;
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1b; --pale: #fafaf8; --line: #d8d8d2; --link: #00558b;
   --faint: #5c5c58; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181a; --ink: #e4e4df; --pale: #212427; --line: #3a3e42;
   --link: #7cc0f0; --faint: #a3a39d; } }
@@ -119,9 +119,12 @@ def formulas(text: str) -> str:
         block = found[1] is not None
         latex = html.unescape(found[1] if block else found[2])
         try:
-            return str(convert(latex.strip(), display="block" if block else "inline"))
+            done = str(convert(latex.strip(), display="block" if block else "inline"))
         except Exception as error:  # it has many types of its own
             raise ValueError(f"the formula {latex!r} cannot be read: {error!r}") from None
+        if "\\" in done:  # a command that it does not know goes through as text
+            raise ValueError(f"the formula {latex!r} cannot be read: it has a command that latex2mathml does not know")
+        return done
 
     parts = re.split(r"(<pre.*?</pre>|<code.*?</code>|<style.*?</style>|<img.*?>)", text, flags=re.DOTALL)
     parts[::2] = [re.sub(r"\$\$(.+?)\$\$|\$([^$]+?)\$", mathml, part, flags=re.DOTALL) for part in parts[::2]]

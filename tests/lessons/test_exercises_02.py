@@ -50,7 +50,7 @@ def overwrites_x(x: Any, w: Any, dy: Any, *, readout: bool) -> Any:
         (unit_linear(lambda i, o, B, T, p: i**-0.5, right_dx, right_dw), "the readout has 1/fan_in forward"),
         (unit_linear(lambda i, o, B, T, p: o**-p, right_dx, right_dw), "fan_out was taken for fan_in"),
         (unit_linear(right_y, right_y, right_dw), "that is the true derivative of y; the readout's dx"),
-        (unit_linear(right_y, lambda i, o, B, T, p: o**-0.5, right_dw), "but u-µP takes fan_in"),
+        (unit_linear(right_y, lambda i, o, B, T, p: o**-0.5, right_dw), "but u-µP takes 1"),
         (unit_linear(right_y, right_dx, right_y), "that is the true derivative of y; dw has a factor of its own"),
         (unit_linear(right_y, right_dx, lambda i, o, B, T, p: B**-0.5), "b counts tokens, B · T, not sequences"),
         (unit_linear(right_y, right_dx, lambda i, o, B, T, p: 1 / (B * T)), "the mean over the tokens"),
