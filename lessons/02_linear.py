@@ -13,7 +13,7 @@
 #
 # 1. A linear maps 1024 features to 256, for a batch of 64 tokens. All elements of x, w and dy are independent and have
 #    scale 1. What are the scales of y, dx and dw?
-# 2. Say we multiply dx by fan_in^-1/2. For which shapes of w does dx have scale 1?
+# 2. Say we multiply dx by 1/√fan_in. For which shapes of w does dx have scale 1?
 
 # %%
 import lesson
@@ -76,40 +76,40 @@ for position, (what, count) in enumerate({"y": "fan_in", "dx": "fan_out", "dw": 
 # ## The paper's row
 # **The idea:** count the terms of the sum and divide by the root of their number. Three lines each for y, dx and dw:
 #
-#     y_j = x_1 w_j1 + x_2 w_j2 + …                     a sum of fan_in terms, each of mean 0 and variance 1 · 1 = 1
-#     variance(y_j) = 1 + 1 + … = fan_in                variances of independent terms add up
-#     fan_in^-1/2 · y_j has variance 1
+#     y_j = x_1 w_j1 + x_2 w_j2 + …           fan_in terms, each of variance 1 · 1 = 1
+#     variance(y_j) = 1 + 1 + … = fan_in      variances of independent terms add up
+#     1/√fan_in · y_j has variance 1
 #
-#     dx_i = dy_1 w_1i + dy_2 w_2i + …                  fan_out terms, so the exact factor is fan_out^-1/2;
-#     u-µP takes fan_in^-1/2 all the same               the factor of y, for a reason that lesson 03 shows
-#     dx has scale (fan_out/fan_in)^1/2                 that is 1 for a square w
+#     dx_i = dy_1 w_1i + dy_2 w_2i + …        fan_out terms: 1/√fan_out would be exact
+#     u-µP takes 1/√fan_in all the same       y's factor, for a reason in lesson 03
+#     dx has scale √(fan_out/fan_in)          that is 1 for a square w
 #
-#     dw_ji = dy_1j x_1i + dy_2j x_2i + …               a sum over the b tokens of the batch
+#     dw_ji = dy_1j x_1i + dy_2j x_2i + …     a sum over the b tokens of the batch
 #     variance(dw_ji) = b
-#     b^-1/2 · dw_ji has variance 1                     nothing but the weight's own update is made from it
+#     1/√b · dw_ji has variance 1             it goes nowhere but into w's update
 #
 # This is the column "Hidden" in the lower half of the paper's Table 1. A weight acts as W = A · w; there **A**, its
-# multiplier, is fan_in^-1/2, and **B**, the variance of the initial w, is 1. **C** is a factor of the learning rate:
+# multiplier, is 1/√fan_in, and **B**, the variance of the initial w, is 1. **C** is a factor of the learning rate:
 # lesson 06. The factor of dw is from Appendix A.4, which also puts every factor *after* its product: the operands x, w
 # and dy are what gets cast to FP8, so it is they that shall have scale 1.
 #
 # **The [readout](glossary.md#readout) is different.** It is the last linear, from the model to the logits, and its A is
 # 1/fan_in (column "Output"). Training makes a weight agree with what it meets. Adam's first step moves each w_i by ±η,
 # in the direction of x_i; then all terms of the sum have the same sign, and fan_in such terms add up to about 0.8
-# fan_in, not to √fan_in. Hidden weights have this sum too, but their C is fan_in^-1/2. The readout's C is 1, so A must
-# do it alone:
+# fan_in, not to √fan_in. Hidden weights have this sum too, but their C is 1/√fan_in. The readout's C is 1, so A must do
+# it alone:
 
 # %%
 for width in (64, 256, 1024, 4096):
     x = normal(width)
     sum_of_terms = float(x @ np.sign(x))  # Adam's first step of w, with η = 1 and C = 1, to raise this logit
-    print(f"width {width:4}: it moves the logit by {width**-0.5 * sum_of_terms:4.1f} if A were fan_in^-1/2")
+    print(f"width {width:4}: it moves the logit by {width**-0.5 * sum_of_terms:4.1f} if A were 1/√fan_in")
     lesson.claim("  by this if A is 1/fan_in", sum_of_terms / width, 0.8, within=0.1)
 
 # %% [markdown]
-# The price: logits start at scale fan_in^-1/2. That does no harm, as only the loss comes after them. Backward it would:
-# every gradient of the model would be too small by fan_in^-1/2. So the readout's dx takes fan_in^-1/2 (the † in Table
-# 1), and comes out at √(V/D), V being the vocabulary, the readout's fan_out, and D the width.
+# The price: logits start at scale 1/√fan_in. That does no harm, as only the loss comes after them. Backward it would:
+# every gradient of the model would be too small by 1/√fan_in. So the readout's dx takes 1/√fan_in (the † in Table 1),
+# and comes out at √(V/D), V being the vocabulary, the readout's fan_out, and D the width.
 #
 # ## Our code
 # A factor stands behind each product; `UnitScaled.linear` says which ones u-µP passes.
@@ -160,8 +160,8 @@ lesson.save(figure, " ".join(caption.split()))
 # ## What would fool you
 # Put the factor *before* the product. In exact arithmetic it is the same function: every RMS above stays as it is, and
 # so does every gradient. The check that sees it casts the operands, as FP8 training will do. [E4M3](glossary.md#e4m3)
-# is an 8-bit format whose smallest positive number is 2^-9. The readout of a model of width 4096 shows it best: A =
-# 2^-12.
+# is an 8-bit format whose smallest positive number is $2^{-9}$. The readout of a model of width 4096 shows it best: A
+# is 1/4096.
 
 # %%
 x, w, A = normal(256, 4096), normal(64, 4096), np.float32(1 / 4096)
@@ -179,8 +179,8 @@ lesson.claim("share of A · x that E4M3 turns into 0", (quantize(A * x, E4M3) ==
 # `lessons/exercises/ex02.py`. `pytest -m lesson02 lessons` grades it, `python lessons/hint.py 02 1` gives a first hint.
 #
 # ## Recap
-# An element of a matmul is a sum of n terms and grows like √n, so y gets fan_in^-1/2, dw gets b^-1/2, and dx gets y's
-# factor. The readout gets 1/fan_in forward, because training lines its terms up, and fan_in^-1/2 backward.
+# An element of a matmul is a sum of n terms and grows like √n, so y gets 1/√fan_in, dw gets 1/√b, and dx gets y's
+# factor. The readout gets 1/fan_in forward, because training lines its terms up, and 1/√fan_in backward.
 #
 # ## The way on
 # Three factors that differ: then backward is no longer the derivative of forward. [Lesson 03](03_cut_edge.py) shows

@@ -5,9 +5,8 @@
 # Where is that harmless, and where does it turn the gradient into a wrong direction?
 #
 # *20 minutes.* From lesson 02 you need the three factors of a linear: `scale.y` for its output, `scale.dx` and
-# `scale.dw` for its gradients, b^-1/2 for dw (b: tokens in a batch). [Cosine](glossary.md#cosine) means that of the
-# angle between two gradients, each taken as one long vector: 1 where they have the same direction, whatever their
-# lengths.
+# `scale.dw` for its gradients, 1/√b for dw (b: tokens in a batch). [Cosine](glossary.md#cosine) means that of the angle
+# between two gradients, each taken as one long vector: 1 where they have the same direction, whatever their lengths.
 #
 # On paper, before you go on (answers at the end):
 #

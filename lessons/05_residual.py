@@ -79,18 +79,18 @@ lesson.claim("  scale of the embedding in it (in R + f(R) it is 1 in 5.0)", sqrt
 # **The idea.** Only the *proportion* in which branch and trunk are mixed matters, not how large the mixture is: what
 # looks at it next is an RMSNorm. So keep the proportions of the plain sum, and shrink every mixture to scale 1.
 #
-# **The formula.** Let the plain network multiply branch l by r_l, and the embedding by r_0 = 1 (eqs. 1, 2). When branch
-# l is added, the trunk has the variance r_0² + … + r_{l-1}². The ratio of variances is τ (eq. 12), and with a² + b² = 1
-# there is one way to have this ratio (eq. 8):
+# **The formula.** Let the plain network multiply branch $l$ by $r_l$, and the embedding by $r_0 = 1$ (eqs. 1, 2). When
+# branch $l$ is added, the trunk has the variance $r_0^2 + … + r_{l-1}^2$. The ratio of variances is τ (eq. 12), and
+# with a² + b² = 1 there is one way to have this ratio (eq. 8):
 #
 # $$\tau_l = \frac{r_l^2}{\sum_{i<l} r_i^2}, \qquad
 # R' = a\,f(R) + b\,R, \qquad a = \sqrt{\frac{\tau_l}{\tau_l + 1}}, \qquad b = \sqrt{\frac{1}{\tau_l + 1}}$$
 #
-# **Lemma C.1** says that nothing else changes: the new trunk is the old one over √(r_0² + … + r_l²), exactly.
+# **Lemma C.1** says that nothing else changes: the new trunk is the old one over $\sqrt{r_0^2 + … + r_l^2}$, exactly.
 #
-# Which r_l? Depth-µP's: r_l = α/√L, so that L branches together have a variance that does not depend on L. **α_res** is
-# then what it is named for, the scale of all branches together over that of the embedding; 1 by default. A second
-# number, α_res-attn-ratio, lets attention and FFN branches differ (eqs. 23, 24).
+# Which $r_l$? Depth-µP's: $r_l = α/\sqrt{L}$, so that L branches together have a variance that does not depend on L.
+# **α_res** is then what it is named for, the scale of all branches together over that of the embedding; 1 by default. A
+# second number, α_res-attn-ratio, lets attention and FFN branches differ (eqs. 23, 24).
 #
 # ## Our code
 
@@ -195,5 +195,5 @@ for name, R, value in (("a at the base", ours, 1.0), ("a at both ends", both_end
 # Scales at the start are one half of u-µP. The other is how fast weights may move: [lesson 06](06_parametrizations.py).
 #
 # ## Answers
-# 1. 2^-24, about 6 in 100 million: it is halved 24 times.
+# 1. $2^{-24}$, about 6 in 100 million: it is halved 24 times.
 # 2. Each branch has the variance ½. At the first add ½ to 1, that is 1/2; at the second ½ to 1½, that is 1/3.

@@ -43,21 +43,21 @@ def grade(unit_linear: Callable[..., Any]) -> None:
         compare(f"y {of}", yours[0], y, mistakes={
             none: plain_y,
             "the readout has 1/fan_in forward, unlike a hidden weight" if readout else
-            "1/fan_in is the readout's factor; a hidden weight has fan_in^-1/2":
+            "1/fan_in is the readout's factor; a hidden weight has 1/√fan_in":
                 plain_y * (fan_in**-0.5 if readout else fan_in**-1),
             TRANSPOSED_SCALE: plain_y * (fan_out**-1 if readout else fan_out**-0.5),
         })  # fmt: skip
         compare(f"dx {of}", yours[1], dx, mistakes={
             none: plain_dx,
-            "that is the true derivative of y; the readout's dx has fan_in^-1/2 (App. A.4)": plain_dx * fan_in**-1,
-            "fan_out^-1/2 would give dx scale 1, but u-µP takes fan_in^-1/2": plain_dx * fan_out**-0.5,
+            "that is the true derivative of y; the readout's dx has 1/√fan_in (App. A.4)": plain_dx * fan_in**-1,
+            "1/√fan_out would give dx scale 1, but u-µP takes 1/√fan_in": plain_dx * fan_out**-0.5,
         })  # fmt: skip
         compare(f"dw {of}", yours[2], dw, mistakes={
             none: plain_dw,
-            "that is the true derivative of y; dw has a factor of its own, b^-1/2": plain_dw * forward,
+            "that is the true derivative of y; dw has a factor of its own, 1/√b": plain_dw * forward,
             "b counts tokens, B · T, not sequences": plain_dw * B**-0.5,
             "b counts tokens, B · T, not positions": plain_dw * T**-0.5,
-            "that is the mean over the tokens, 1/b; the factor is b^-1/2": plain_dw / (B * T),
+            "that is the mean over the tokens, 1/b; the factor is 1/√b": plain_dw / (B * T),
         })  # fmt: skip
 
 
