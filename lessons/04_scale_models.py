@@ -64,11 +64,10 @@ lesson.answer(mine, measured, "and not 1/16: the first tokens see few others, an
 # a large one it copies a single token, at scale 1. In between mix both ends, on a logarithmic scale, by a weight that
 # depends on α.
 #
-# **The formulas** (App. B and Table 4). A mixture of u and v by the weight w is $u^w v^{1-w}$: `log_interpolate(w, u,
-# v)`.
+# **The formulas** (App. B and Table 4): $\sigma = \text{upper}^w \cdot \text{lower}^{1-w}$, with
 #
-# $$\sigma_\text{gated silu}: \; u = \frac{1}{\sqrt 2}, \; v = \frac12, \; w = \frac{1}{1 + 1/\alpha^2} \qquad
-# \sigma_\text{attention}: \; u = 1, \; v = \sqrt{\frac{\log s}{s}}, \; w = \frac{1}{1 + 4K/\alpha^2}$$
+#     gated SiLU    upper = 1/√2    lower = 1/2             w = 1 / (1 + 1/α²)
+#     attention     upper = 1       lower = √(log s / s)    w = 1 / (1 + 4K/α²)
 #
 # The op is multiplied by 1/σ, forward and backward. The paper does not derive this: it is an empirical *model* of the
 # scale. So it has an error and a range, and you should know both.

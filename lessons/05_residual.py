@@ -84,7 +84,7 @@ lesson.claim("  scale of the embedding in it (in R + f(R) it is 1 in 5.0)", sqrt
 # with a² + b² = 1 there is one way to have this ratio (eq. 8):
 #
 # $$\tau_l = \frac{r_l^2}{\sum_{i<l} r_i^2}, \qquad
-# R' = a\,f(R) + b\,R, \qquad a = \sqrt{\frac{\tau_l}{\tau_l + 1}}, \qquad b = \sqrt{\frac{1}{\tau_l + 1}}$$
+# R' = a\,f(R) + b\,R, \qquad a = \sqrt{\tau_l / (\tau_l + 1)}, \qquad b = \sqrt{1 / (\tau_l + 1)}$$
 #
 # **Lemma C.1** says that nothing else changes: the new trunk is the old one over $\sqrt{r_0^2 + … + r_l^2}$, exactly.
 #
