@@ -41,6 +41,7 @@ pre { margin: .6rem 0; padding: .7rem .8rem; overflow-x: auto; line-height: 1.45
 .highlight { background: transparent; }
 .highlight pre { border-left: 3px solid var(--link); }
 .output pre { border-left: 3px solid var(--line); color: var(--faint); background: transparent; max-height: 26rem; }
+.output_stream pre { white-space: pre-wrap; }
 .output .error pre { border-color: #d55e00; color: var(--ink); }
 img { display: block; max-width: 100%; height: auto; margin: 1rem 0 .3rem; background: #ffffff; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
@@ -72,9 +73,15 @@ def execute(script: Path) -> Any:
     NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(HERE)}}, extra_arguments=["--log-level=ERROR"]
     ).execute(env=env)
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if output.get("name") == "stderr":
-            raise ValueError(f"{script.name}: a warning, {output['text'].strip()}")
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        outputs, cell.outputs = cell.outputs, []
+        for output in outputs:
+            if output.get("name") == "stderr":
+                raise ValueError(f"{script.name}: a warning, {output['text'].strip()}")
+            if output.output_type == "stream" and cell.outputs and cell.outputs[-1].output_type == "stream":
+                cell.outputs[-1].text += output.text  # a kernel sends what is printed in pieces
+            else:
+                cell.outputs.append(output)
     return notebook
 
 
@@ -186,7 +193,8 @@ def page(title: str, content: str, out: Path, before: Path | None = None, after:
 
 def heading(script: Path) -> str:
     """The first heading of a lesson or of a page of prose."""
-    found = re.search(r"^(?:# )?# (.+)$", script.read_text("utf-8"), flags=re.MULTILINE)
+    mark = "# # " if script.suffix == ".py" else "# "
+    found = re.search(rf"^{mark}(.+)$", script.read_text("utf-8"), flags=re.MULTILINE)
     return html.escape(found[1]) if found else script.stem
 
 

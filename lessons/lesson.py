@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def name() -> str:
-    """Name of the lesson that runs, `05_residual`: of the script, or of the notebook that book.py executes."""
-    return os.environ.get("LESSON_NAME") or Path(sys.argv[0]).stem
+    """Name of the lesson that runs, `05_residual`: as book.py says, or Jupyter, or the name of the script."""
+    return Path(os.environ.get("LESSON_NAME") or os.environ.get("JPY_SESSION_NAME") or sys.argv[0]).stem
 
 
 # ---- A prediction ----
@@ -44,8 +44,11 @@ def guess(question: str, unit: str = "") -> float | None:
             ) from None
         print(f"Your prediction: {value:g}")
         return value
-    while not in_notebook() and sys.stdin is not None and sys.stdin.isatty():
-        text = input("Your prediction, a number (or Enter to go on without): ").strip()
+    while in_notebook() or (sys.stdin is not None and sys.stdin.isatty()):
+        try:
+            text = input("Your prediction, a number (or Enter to go on without): ").strip()
+        except NotImplementedError:  # a notebook that nobody sits at
+            break
         try:
             return float(text) if text else None
         except ValueError:

@@ -157,8 +157,8 @@ def seen(pages: dict[str, str], folder: Path, width: int, *, dark: bool) -> list
     around.write_text(AROUND + "".join(frames), "utf-8")
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-extensions", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1400,1000", "--virtual-time-budget=30000", "--dump-dom",
+        "--disable-extensions", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=30000", "--dump-dom",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", around.as_uri(),
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=180)
