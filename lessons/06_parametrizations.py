@@ -28,23 +28,24 @@ from microumup.plan import plan, weights
 
 # %% [markdown]
 # ## Predict
-#
-# Take the *standard parametrization*, SP: what most code does. Every weight starts with standard deviation fan_in^-1/2,
+# Take the *standard parametrization*, SP: what most code does. Every weight starts with standard deviation 1/√fan_in,
 # where fan_in counts the terms of the sum that it takes part in, and all share one learning rate η. Let Adam do one
-# update in two models, one four times as wide as the other. In the wide one it does more to a weight's output.
+# update in two models, one four times as wide as the other. In the wide one it does more to the output of a weight.
 
 # %%
-mine = lesson.guess("SP, from width 64 to 256: by what factor grows what one update of a hidden weight does?")
+mine = lesson.guess("SP, width 256 against 64: how many times as much does an update change a hidden weight's output?")
 
 # %% [markdown]
 # ## The naive way
+# A [coordinate check](glossary.md#coordinate-check) answers that. It trains models of several widths for a few steps
+# and looks at the size ([RMS](glossary.md#rms), root mean square) of every tensor at the start; of what the updates Δw
+# of a weight do to its output, A Δw x (the *effect*); and of how far every tensor has moved. If one η is to serve all
+# widths, none of the three may grow with the width.
 #
-# A *coordinate check* answers that. It trains models of several widths for a few steps and looks at the size (RMS, root
-# mean square) of every tensor at the start; of what the updates Δw of a weight do to its output, A Δw x (the *effect*);
-# and of how far every tensor has moved. If one η is to serve all widths, none of the three may grow with the width.
-#
-# SP takes care of the first: outputs start at the same size. It fails at the second. An update is no random matrix, it
-# was made from this x: in Δw x all terms have one sign and add up, as fan_in, those of a random matrix as its root.
+# SP takes care of the first: outputs start at the same size at every width. It fails at the second. A random w has
+# terms of random signs, whose sum grows as √fan_in. An update is not random: Adam moves each element of w by η in the
+# direction of its gradient, and that has the sign of this very x, times one sign for the whole row. So in Δw x no terms
+# cancel, and their sum grows as fan_in.
 
 
 # %%
@@ -67,7 +68,6 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 
 # %% [markdown]
 # ## The paper's row
-#
 # So one η cannot be right for both. The idea of a way out: the weight W that the network multiplies by is a constant
 # times an array w, which is what is stored and trained. In the paper's *abc-parametrization* (section 2.1)
 #
@@ -77,13 +77,17 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 # standard deviation that w starts with; **C** the weight's own factor of the learning rate η. Only two products count:
 # A √B is how large W starts, A C how far a step moves it, as Adam's steps have one size whatever the gradient's
 # ([07](07_adam.py)). So of three numbers one is free: for any θ, A θ, √B/θ and C/θ make the same network, trained in
-# the same way. That is the *abc-symmetry*.
+# the same way. That is the [abc-symmetry](glossary.md#abc-symmetry).
 #
-# * **SP** has A √B = fan_in^-1/2 and A C = 1.
-# * **µP** (Table 1) sets A C of hidden weights to 1/fan_in, which cancels the growth above; A √B of the readout too.
-# * **u-µP** uses the freedom: √B = 1 for all weights, so that they start at unit scale. To have µP's products, a hidden
-#   weight then needs A = C = fan_in^-1/2. Table 2 is µP after this move; Table 3 drops its *base shapes*, the width at
-#   which µP is told to be SP. One rule is new: C of the embedding falls as width^-1/2 (App. A.3).
+# | A, √B, C of | input (embedding) | hidden | output (readout) |
+# |---|---|---|---|
+# | SP | 1, 1, 1 | 1, 1/√fan_in, 1 | 1, 1/√fan_in, 1 |
+# | µP, Table 1 | 1, 1, 1 | 1, 1/√fan_in, base/fan_in | base/fan_in, 1/√base, 1 |
+# | u-µP, Table 1 | 1, 1, 1/√fan_out | 1/√fan_in, 1, 1/√fan_in | 1/fan_in, 1, 1 |
+#
+# µP lets A C of hidden weights fall as 1/fan_in, which cancels the growth above, and A √B of the readout too. Its
+# *base* is the fan_in at which it is told to be SP. u-µP spends the free number on √B = 1, so that all weights start at
+# unit scale, and has no base: Tables 2 and 3 are the two steps. One rule is new, the embedding's (App. A.3).
 
 # %%
 powers = {}
@@ -96,7 +100,6 @@ for name in parametrization.SCHEMES:
 
 # %% [markdown]
 # ## Our code
-#
 # A scheme is a row of a table, each cell a function of the weight's shape; `depth` is L, how many branches there are.
 
 # %%
@@ -104,9 +107,9 @@ lesson.show((parametrization, "MUP"), (parametrization, "UMUP"), parametrization
 
 # %% [markdown]
 # ## Check
-#
 # **The rows.** First the powers just printed, then u-µP's numbers at width 64. There a square weight has A = 1/8; its C
-# is 1/8 over √4, as it lies in one of 4 branches. The FFN's width, `down`'s fan_in, is 176.
+# is 1/8 over √4, as it lies in one of 4 branches (C of those is divided by √L). The FFN's width, `down`'s fan_in, is
+# 176.
 
 # %%
 for name, exponent in (("sp", 0), ("mup", -1), ("mup-table2", -1), ("mup-table3", -1), ("umup", -1)):
@@ -169,8 +172,7 @@ lesson.save(figure, caption)
 
 # %% [markdown]
 # ## What would fool you
-#
-# A coordinate check over width sees powers of the width, and nothing else. Forget L^-1/2 in C of the weights in L
+# A coordinate check over width sees powers of the width, and nothing else. Forget 1/√L in C of the weights in L
 # branches: the same factor is missing at every width, and every slope is right. The check over depth sees it.
 
 # %%
@@ -182,17 +184,14 @@ lesson.claim("without it: wrong slopes over depth", len(coordcheck(**deep).faile
 
 # %% [markdown]
 # ## Exercise
-#
 # Write u-µP's row yourself, √B, A and C of every type of weight, in `lessons/exercises/ex06.py`. Graded by `pytest -m
 # lesson06 lessons`; hints by `python lessons/hint.py 06 1` (2, 3).
 #
 # ## Recap
-#
 # The terms of an update's effect add up where those of a random weight cancel, so A C of a hidden weight has to fall as
-# 1/fan_in while A √B falls as fan_in^-1/2; SP has only the second. Of A, √B and C one is free, and u-µP spends it on
+# 1/fan_in while A √B falls as 1/√fan_in; SP has only the second. Of A, √B and C one is free, and u-µP spends it on
 # starting every weight at 1. **The way on:** [07](07_adam.py), what Adam sees of a gradient, and what it does not.
 #
 # ## Answers
-#
 # 1. θ = 1/8: A = 1/8, √B = 1, C = 8/64 = 1/8. That is u-µP's square hidden weight at width 64, branches aside.
 # 2. The gradient of w is A times that of W, and SGD's step has this A once more: W moves by A² C. C becomes C/θ² = 1.

@@ -27,7 +27,6 @@ from microumup.trainer import Trainer
 
 # %% [markdown]
 # ## Predict
-#
 # The model has two layers of width 64, and reads bytes. On its way from the embedding to the logits and back lie 136
 # tensors: inputs, outputs, weights, and the gradients of all. u-µP aims at an RMS (root mean square) of 1 for each.
 
@@ -36,9 +35,8 @@ mine = lesson.guess("How many percent of the 136 tensors of a new model have an 
 
 # %% [markdown]
 # ## The naive way
-#
-# The standard parametrization, SP, starts a weight with standard deviation fan_in^-1/2, so that outputs keep the size
-# of inputs. It has no rule for anything else: a third of its tensors lie between 1/2 and 2. Weights are small, and
+# The standard parametrization, SP, starts a weight with standard deviation 1/√fan_in, so that outputs keep the size of
+# inputs. It has no rule for anything else: a third of its tensors lie between 1/2 and 2. Weights are small, and
 # gradients are as small as the mean over all tokens makes them. The largest RMS is 55,000 times the smallest.
 
 # %%
@@ -60,7 +58,6 @@ lesson.answer(mine, near_one(new), "and the others depart by factors that follow
 
 # %% [markdown]
 # ## The paper's row
-#
 # The idea: multiply where the scale would change, by a number known from shapes, and then leave every op alone. The
 # model is the Llama of App. B and D.1.2. Each layer has two residual branches, attention and a feed-forward network;
 # each begins with RMSNorm, which sets its input to scale 1 whatever came before. All numbers come from the Plan, worked
@@ -74,13 +71,12 @@ lesson.show(model.trunk)
 
 # %% [markdown]
 # ## Check
-#
 # **Every tensor is where the rules put it.** That is not always 1. `expected_rms` works out from shapes alone where
 # each should be, and of 136 tensors the one that is furthest off is 10 % off. What departs from 1, and why:
 #
-# * **Logits** are at D^-1/2 = 1/8. u-µP wants them to vanish with width at the start (µP's readout, Table 1).
-# * **The gradient behind the readout** is at √(V/D) = 2, with V = 256 bytes. It is multiplied by fan_in^-1/2, where
-#   fan_out^-1/2 would give 1: the paper's choice (App. A.4), on an edge where one may choose.
+# * **Logits** are at 1/√D = 1/8. u-µP wants them to vanish with width at the start (µP's readout, Table 1).
+# * **The gradient behind the readout** is at √(V/D) = 2, with V = 256 bytes. It is multiplied by 1/√fan_in, where
+#   1/√fan_out would give 1: the paper's choice (App. A.4), on an edge where one may choose.
 # * **Behind `down`** a gradient is √(D/F) = 0.60 of what came in, as A fits the forward sum over F, not the backward
 #   sum over D.
 # * **Gradients of q and k** are at about 0.5 and 0.4: attention spreads over many tokens, so each score counts little.
@@ -160,7 +156,6 @@ lesson.save(figure, caption)
 
 # %% [markdown]
 # ## What would fool you
-#
 # Turn RoPE's gradients the wrong way: the backward half of the rotation that tells attention about positions. A
 # rotation keeps sizes, so every tensor has the RMS that it should have, and our check passes. Scale one says nothing
 # about being right. The gradient check of [01](01_tape.py), by finite differences, sees it.
@@ -178,17 +173,14 @@ lesson.claim("without it: gradients that are wrong", sum(not found.passed for fo
 
 # %% [markdown]
 # ## Exercise
-#
 # No stub this time. `python -m microumup explain` prints every number of the Plan. Take a width of 128 and 4 layers.
 # Which of the departures above change, and to what? Then look: `python -m microumup scales --width 128 --layers 4`.
 #
 # ## Recap
-#
 # In a whole new model every tensor starts where the rules say, mostly within a factor of two of 1, and the others at a
 # known place. It trains at the default learning rate; and a check of scales is no check of gradients. **The way on:**
 # [09](09_transfer.py) trains models of several widths, and looks for their best learning rates.
 #
 # ## Answers
-#
 # 1. ln 256 = 5.545 nats: each byte has the probability 1/256.
 # 2. The sum has the size √64 = 8, and 8/64 = 1/8.

@@ -27,9 +27,8 @@ from microumup.trainer import Diverged, Trainer
 
 # %% [markdown]
 # ## Predict
-#
 # The model is a Llama of one layer that learns to continue text, byte by byte. SP, the *standard parametrization*, is
-# what most code does: weights start with standard deviation fan_in^-1/2 (fan_in: how many numbers each output sums up),
+# what most code does: weights start with standard deviation 1/√fan_in (fan_in: how many numbers each output sums up),
 # and all share one η. Let the model become four times as wide.
 
 # %%
@@ -37,7 +36,6 @@ mine = lesson.guess("SP, from width 16 to width 64: by what factor does the best
 
 # %% [markdown]
 # ## The naive way
-#
 # Sweep η at width 16, in factors of two, and use the best at width 64. Here are sweeps at three widths, so that we can
 # see what that costs. A run has 64 steps of 8 sequences of 32 bytes. Its loss is the mean over texts not trained on, in
 # nats per byte: 5.55 = ln 256 for a model that knows nothing. A point is the mean of two seeds; each seed fixes initial
@@ -89,7 +87,6 @@ lesson.answer(
 
 # %% [markdown]
 # ## The paper's row
-#
 # The idea first. What an update of a weight does to the weight's output is a sum of fan_in terms. They all pull the
 # same way, since the update was made from this very input. So in SP the effect of a step grows as fan_in, and η has to
 # make up for it. If the learning rate of each weight is divided by its own fan_in, a step does the same at every width,
@@ -97,11 +94,10 @@ lesson.answer(
 #
 # In the paper's Table 1 a weight has three numbers: **A** multiplies it in the forward pass, **√B** is the standard
 # deviation that it starts with, **C** multiplies η. A step moves the weight's effect by A C η. SP has A = C = 1. u-µP
-# has A = C = fan_in^-1/2 for hidden weights, which makes A C = 1/fan_in; and √B = 1. The paper's Fig. 1 (left) shows
-# the sweeps: the best η moves in SP and stays in u-µP.
+# has A = C = 1/√fan_in for hidden weights, which makes A C = 1/fan_in; and √B = 1. The paper's Fig. 1 (left) shows the
+# sweeps: the best η moves in SP and stays in u-µP.
 #
 # ## Our code
-#
 # The two rows of the table; and how the best η and the regret are read off a sweep.
 
 # %%
@@ -109,7 +105,6 @@ lesson.show((parametrization, "SP"), (parametrization, "UMUP"), statistics.optim
 
 # %% [markdown]
 # ## Check
-#
 # Learning rates are compared in octaves, factors of two. From width 16 to 64 the best η of u-µP moves by a sixth of an
 # octave, and what was best at width 16 costs next to nothing at width 64. The tolerances cover what two seeds leave
 # open: with other seeds a best η at this size moves by half an octave easily. The package's own sweeps are longer, of
@@ -153,7 +148,6 @@ lesson.save(figure, caption)
 
 # %% [markdown]
 # ## What transfer does not promise
-#
 # The theory is about width. In the package's sweeps (fig6) the best η of u-µP does move with other things: by about an
 # octave down from 128 to 2048 steps, an octave up from 4 to 64 sequences in a batch, one and a half up from 1 layer to
 # 8. Nor is u-µP's loss promised to be the lowest: in the figure SP's is, at its own best η, by 0.06 nats at width 64.
@@ -168,11 +162,10 @@ for what, octaves in (("128 to 2048 steps", -0.95), ("4 to 64 sequences in a bat
 
 # %% [markdown]
 # ## What would fool you
-#
-# Somebody sweeps SP over the grid 2^-8, 2^-7, 2^-6 and reports: the best η is 2^-6 at every width, it does not move.
-# Our first check, that the best η moves by less than half an octave, passes. But all three are the last point of the
-# grid, so the lowest losses lie beyond it. The check that sees it asks whether the best point has neighbours on both
-# sides.
+# Somebody sweeps SP over the grid $2^{-8}$, $2^{-7}$, $2^{-6}$ and reports: the best η is $2^{-6}$ at every width, it
+# does not move. Our first check, that the best η moves by less than half an octave, passes. But all three are the last
+# point of the grid, so the lowest losses lie beyond it. The check that sees it asks whether the best point has
+# neighbours on both sides.
 
 # %%
 cut = {width: statistics.optimum(curves["sp", width][:3]) for width in WIDTHS}
@@ -181,18 +174,15 @@ lesson.claim("cut grid: best η that lie inside of it, of 3", sum(o.inside for o
 
 # %% [markdown]
 # ## Exercise
-#
 # No stub this time. Add `"mup": range(-9, -3)` to GRIDS, and `base_width=16` to the model where the scheme is `mup`. At
 # width 16 it is SP but for attention's factor, so where must its best η lie there? Where does it lie at width 64?
 #
 # ## Recap
-#
 # In SP the best learning rate falls as the width grows, and one found on a small model spoils a large one; in u-µP it
 # stays within what seeds make uncertain. Read a sweep by its lowest point inside of the grid, and by the regret: what
 # it costs to use the small model's choice. **The way on:** [10](10_fp8.py), what starting every tensor at scale one
 # gives for free: training in 8 bits.
 #
 # ## Answers
-#
 # 1. On the large model 12 · 16 = 192 small trainings; on the small one 12, and 16 for the large run: 28, a seventh.
 # 2. A parabola: 0.02 · 0.5² = 0.005 nats, and 0.02 · 2.5² = 0.125 nats. A small miss is cheap, a drift is not.
