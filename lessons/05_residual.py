@@ -34,7 +34,7 @@ from microumup.multipliers import Plain, UnitScaled, residual_multipliers, resid
 # ## Predict
 
 # %%
-mine = lesson.guess("The embedding has scale 1, and what each branch adds, too. The trunk's RMS after 64 branches?")
+mine = lesson.guess("Embedding and every branch's output have scale 1. What is the trunk's RMS after 64 branches?")
 
 # %% [markdown]
 # ## The naive way
