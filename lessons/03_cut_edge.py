@@ -59,9 +59,9 @@ lesson.claim("dw over the true dw", of_w.measured, 0.25, within=1e-6)
 # edge](glossary.md#cut-edge) if the graph falls in two when it is removed. All of a gradient has to pass it to get from
 # the loss to what lies behind.
 #
-#     loss ─── readout ─── norm ──┬─────────── skip ───────────┬─── … ─── embedding
-#                          │      └── down ── silu ── up,gate ──┘
-#                        weight                  branch
+#     loss ─── readout ─── norm ──┬──────────── skip ────────────┬─── … ─── embedding
+#                 │               └── down ── silu ── up, gate ──┘
+#               weight                        branch
 #
 # Multiply the gradient by 8 at the readout: that is a cut edge, so *every* gradient behind it is 8 times the true one,
 # and keeps its direction. A weight hangs on a cut edge of its own, so dw may have any factor. But an edge of a residual
