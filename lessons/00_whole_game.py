@@ -26,7 +26,7 @@ from microumup.trainer import train
 # ## Predict
 #
 # We train small language models: they read 200 years of presidents' addresses and guess the next byte. Their
-# [loss](glossary.md#loss), in [nats](glossary.md#nat), falls from 5.5 (all 256 bytes equally likely) to about 2 here.
+# [loss](glossary.md#loss), in [nats](glossary.md#nat), falls from ln 256 = 5.5 (all bytes equally likely) to about 2.
 # The size of training's steps is the [learning rate](glossary.md#learning-rate) η, the setting that matters most. We
 # look for it where that is cheap, at [width](glossary.md#width) 32: 32 numbers for every byte read. Of $2^{-8}$,
 # $2^{-6}$ and $2^{-4}$ the best is $2^{-6}$. Then we use it at width 128, where $2^{-8}$ turns out to be better.
@@ -104,9 +104,10 @@ for width, found in umup.items():
     lesson.claim(f"u-µP, width {width}: log2 of the best learning rate", min(found, key=found.get), 0, within=0)
 lesson.claim_least("u-µP: what the wider model gains with that learning rate, nats", umup[32][0] - umup[128][0], 0.05)
 
-trainer, _ = trained("umup", 32, 0)
+trainer, result = trained("umup", 32, 0)
+lesson.claim("u-µP: loss before the first step, ln 256, nats", result["loss_first"], 5.545, within=0.01)
 text = generate(trainer.params, trainer.plan, list(b"The people "), 120, temperature=0.7)
-print("What width 32 has learned in a second:", corpus.tokenizer.decode(text).replace("\n", " "))
+print("What width 32 has learned in 256 steps:", corpus.tokenizer.decode(text).replace("\n", " "))
 
 # %% [markdown]
 # ### Why size matters
