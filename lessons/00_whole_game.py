@@ -46,7 +46,7 @@ corpus = load_corpus(seq_len=32)
 
 def trained(scheme, width, log2_lr):
     config = TrainConfig(
-        scheme=scheme, width=width, lr=2.0**log2_lr, layers=1, seq_len=32, batch_size=16, steps=256, warmup=0.25
+        scheme=scheme, width=width, lr=2.0**log2_lr, layers=1, seq_len=32, batch_size=8, steps=256, warmup=0.25
     )
     return train(config, corpus)
 
@@ -64,11 +64,14 @@ lesson.claim("SP, width 32: log2 of the best learning rate", best, -6, within=0)
 lesson.claim("SP, width 128: log2 of the best", min(sp[128], key=sp[128].get), -8, within=0)
 cost = sp[128][best] - sp[128][-8]
 lesson.answer(mine, cost, "nats: a wide model takes too large a step with a narrow model's learning rate.")
-lesson.claim("SP: what width 32's learning rate costs at width 128, nats", cost, 0.15, within=0.05, relative=False)
-lesson.claim("as a share of the wider model's gain", cost / (sp[32][best] - sp[128][-8]), 0.75, within=0.2)
+lesson.claim("SP: what width 32's learning rate costs at width 128, nats", cost, 0.20, within=0.05, relative=False)
+lesson.claim_least(
+    "SP: with it, the loss at width 128 is above that at width 32 by", sp[128][best] - sp[32][best], 0.01
+)
 
 # %% [markdown]
-# Three quarters of what the wider model had to gain are lost. At real widths nobody can look for η once more.
+# A fifth of a nat is lost: the model that is four times wider ends up worse than the narrow one. And at real widths one
+# cannot look for η once more.
 #
 # ## The paper's row
 #
@@ -85,7 +88,6 @@ lesson.claim("as a share of the wider model's gain", cost / (sp[32][best] - sp[1
 # size $\sqrt B = 1$, learning rate $\eta\,C$ with $C = 1/\sqrt{\text{fan-in}}$. Fan-in is the $D$ that is summed over.
 #
 # ## Our code
-#
 # A scheme is a row of a table, and this is u-µP's. `hidden` is the column that we just derived, made of weights' shapes
 # and nothing else. Below it is where $A$ ends up: as a factor of an op.
 
@@ -102,7 +104,7 @@ lesson.show((parametrization, "UMUP"), ops.linear_forward)
 umup = {width: losses("umup", width, (-2, 0, 2)) for width in (32, 128)}
 for width, found in umup.items():
     lesson.claim(f"u-µP, width {width}: log2 of the best learning rate", min(found, key=found.get), 0, within=0)
-lesson.claim_least("u-µP: what the wider model gains with that learning rate, nats", umup[32][0] - umup[128][0], 0.05)
+lesson.claim_least("u-µP: what the wider model gains with that learning rate, nats", umup[32][0] - umup[128][0], 0.04)
 
 trainer, result = trained("umup", 32, 0)
 lesson.claim("u-µP: loss before the first step, ln 256, nats", result["loss_first"], 5.545, within=0.01)
