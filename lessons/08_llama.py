@@ -7,7 +7,7 @@
 # ([05](05_residual.py)) and of weights ([06](06_parametrizations.py)). Words: [glossary](glossary.md),
 # [notation](notation.md).* Two questions for pencil and paper:
 #
-# 1. A new model knows nothing. There are 256 bytes. What is its loss, in nats (natural logarithms) per byte?
+# 1. A new model knows nothing. There are 256 bytes. What is its loss, in [nats](glossary.md#nat) per byte?
 # 2. The readout sums D products of numbers of size 1 and multiplies by 1/D. How large is a logit at width D = 64?
 
 # %%
@@ -28,7 +28,8 @@ from microumup.trainer import Trainer
 # %% [markdown]
 # ## Predict
 # The model has two layers of width 64, and reads bytes. On its way from the embedding to the logits and back lie 136
-# tensors: inputs, outputs, weights, and the gradients of all. u-µP aims at an RMS (root mean square) of 1 for each.
+# tensors: inputs, outputs, weights, and the gradients of all. u-µP aims at an [RMS](glossary.md#rms), root mean square,
+# of 1 for each.
 
 # %%
 mine = lesson.guess("How many percent of the 136 tensors of a new model have an RMS between 1/2 and 2?", "percent")

@@ -38,8 +38,8 @@ mine = lesson.guess("SP, from width 16 to width 64: by what factor does the best
 # ## The naive way
 # Sweep η at width 16, in factors of two, and use the best at width 64. Here are sweeps at three widths, so that we can
 # see what that costs. A run has 64 steps of 8 sequences of 32 bytes. Its loss is the mean over texts not trained on, in
-# nats per byte: 5.55 = ln 256 for a model that knows nothing. A point is the mean of two seeds; each seed fixes initial
-# weights and batches, and is the same at every η.
+# [nats](glossary.md#nat) per byte: 5.55 = ln 256 for a model that knows nothing. A point is the mean of two seeds; each
+# seed fixes initial weights and batches, and is the same at every η.
 
 # %%
 WIDTHS, SEEDS, STEPS = (16, 32, 64), (0, 1), 64
@@ -93,9 +93,9 @@ lesson.answer(
 # and the η in front of all can stay.
 #
 # In the paper's Table 1 a weight has three numbers: **A** multiplies it in the forward pass, **√B** is the standard
-# deviation that it starts with, **C** multiplies η. A step moves the weight's effect by A C η. SP has A = C = 1. u-µP
-# has A = C = 1/√fan_in for hidden weights, which makes A C = 1/fan_in; and √B = 1. The paper's Fig. 1 (left) shows the
-# sweeps: the best η moves in SP and stays in u-µP.
+# deviation that it starts with, **C** multiplies η. A step moves what the weight does by A C η. SP has A = C = 1. u-µP,
+# the *unit-scaled maximal update parametrization*, has A = C = 1/√fan_in for hidden weights, which makes A C =
+# 1/fan_in; and √B = 1. The paper's Fig. 1 (left) shows the sweeps: the best η moves in SP and stays in u-µP.
 #
 # ## Our code
 # The two rows of the table; and how the best η and the regret are read off a sweep.
@@ -105,11 +105,11 @@ lesson.show((parametrization, "SP"), (parametrization, "UMUP"), statistics.optim
 
 # %% [markdown]
 # ## Check
-# Learning rates are compared in octaves, factors of two. From width 16 to 64 the best η of u-µP moves by a sixth of an
-# octave, and what was best at width 16 costs next to nothing at width 64. The tolerances cover what two seeds leave
-# open: with other seeds a best η at this size moves by half an octave easily. The package's own sweeps are longer, of
-# widths 32 to 128 and three seeds each ([results](../docs/results.md), fig1-left). They find that SP's moves by 1.84
-# octaves, u-µP's by 0.07.
+# Learning rates are compared in [octaves](glossary.md#octave), factors of two. From width 16 to 64 the best η of u-µP
+# moves by a sixth of an octave, and what was best at width 16 costs next to nothing at width 64. The tolerances cover
+# what two seeds leave open: with other seeds a best η at this size moves by half an octave easily. The package's own
+# sweeps are longer, of widths 32 to 128 and three seeds each ([results](../docs/results.md), fig1-left). They find that
+# SP's moves by 1.84 octaves, u-µP's by 0.07.
 
 # %%
 lesson.claim("u-µP: the best η moves from width 16 to 64, in octaves", moved["umup"], 0.16, within=0.5, relative=False)
@@ -174,8 +174,9 @@ lesson.claim("cut grid: best η that lie inside of it, of 3", sum(o.inside for o
 
 # %% [markdown]
 # ## Exercise
-# No stub this time. Add `"mup": range(-9, -3)` to GRIDS, and `base_width=16` to the model where the scheme is `mup`. At
-# width 16 it is SP but for attention's factor, so where must its best η lie there? Where does it lie at width 64?
+# No stub this time. Add `"mup": range(-7, -1)` to GRIDS; where the scheme is `mup`, add `base_width=16` and
+# `base_layers=1` to the model. At width 16 it then is SP but for attention's factor. Where must its best η lie there,
+# and where at width 64?
 #
 # ## Recap
 # In SP the best learning rate falls as the width grows, and one found on a small model spoils a large one; in u-µP it
@@ -186,3 +187,4 @@ lesson.claim("cut grid: best η that lie inside of it, of 3", sum(o.inside for o
 # ## Answers
 # 1. On the large model 12 · 16 = 192 small trainings; on the small one 12, and 16 for the large run: 28, a seventh.
 # 2. A parabola: 0.02 · 0.5² = 0.005 nats, and 0.02 · 2.5² = 0.125 nats. A small miss is cheap, a drift is not.
+# 3. (The exercise.) Near SP's at width 16; and near the same at 64, as µP transfers too.
