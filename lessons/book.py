@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         seconds = build(args.out.resolve(), args.lesson)
     except CellExecutionError as error:
-        print(f"book.py: {error}", file=sys.stderr)
+        print("book.py:", re.sub(r"\x1b\[[0-9;]*m", "", str(error)), file=sys.stderr)  # without its colours
         return 1
     except ValueError as error:
         parser.error(str(error))
