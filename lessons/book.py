@@ -28,8 +28,9 @@ STYLE = """
   --link: #7cc0f0; --faint: #a3a39d; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 0 1rem 4rem; max-width: 46rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 0 1rem 4rem; max-width: 61rem; background: var(--paper); color: var(--ink);
   font: 1.05rem/1.6 Georgia, "Liberation Serif", "DejaVu Serif", serif; overflow-wrap: break-word; }
+p, ul, ol, h1, h2, h3 { max-width: 46rem; }
 h1, h2, h3, nav, figcaption, th { font-family: system-ui, "Liberation Sans", "DejaVu Sans", sans-serif;
   line-height: 1.25; }
 a { color: var(--link); }
@@ -165,10 +166,10 @@ def page(title: str, content: str, out: Path, before: Path | None = None, after:
     content = re.sub(r'href="([^"]*)"', lambda found: f'href="{link(html.unescape(found[1]), out)}"', content)
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     colours = HtmlFormatter(style="default").get_style_defs(".highlight")
-    ways = [f'<a href="{page_name(before.stem)}">← {heading(before)}</a>'] if before else []
+    ways = [f'<a href="{page_name(before.stem)}" title="{heading(before)}">← {before.stem[:2]}</a>'] if before else []
     ways += ['<a href="index.html">All lessons</a>', '<a href="notation.html">Notation</a>',
              '<a href="glossary.html">Glossary</a>']  # fmt: skip
-    ways += [f'<a href="{page_name(after.stem)}">{heading(after)} →</a>'] if after else []
+    ways += [f'<a href="{page_name(after.stem)}" title="{heading(after)}">{after.stem[:2]} →</a>'] if after else []
     return f"""<!doctype html>
 <html lang="en">
 <head>
