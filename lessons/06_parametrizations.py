@@ -71,7 +71,8 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 # So one η cannot be right for both. The idea of a way out: the weight W that the network multiplies by is a constant
 # times an array w, which is what is stored and trained. In the paper's *abc-parametrization* (section 2.1)
 #
-# $$W = A\,w, \qquad w(0) \sim N(0, B), \qquad w(t+1) = w(t) - \eta\, C\, \Phi_t$$
+# $$W = A\,w, \qquad w(0) \sim N(0, B)$$
+# $$w(t+1) = w(t) - \eta\, C\, \Phi_t$$
 #
 # with Φ for what Adam makes of the gradients. **A** is the multiplier, a plain number in the forward pass; **√B** the
 # standard deviation that w starts with; **C** the weight's own factor of the learning rate η. Only two products count:
@@ -90,13 +91,14 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 # unit scale, and has no base: Tables 2 and 3 are the two steps. One rule is new, the embedding's (App. A.3).
 
 # %%
+print("powers of the width in A √B and A C: input, hidden, output")
 powers = {}
 for name in parametrization.SCHEMES:
     small, large = (weights(ModelConfig(scheme=name, width=width)) for width in (64, 256))
     for part in ("init_std", "C"):
         now, then = ([t[n].A * getattr(t[n], part) for n in ("embedding", "layer0.up", "head")] for t in (large, small))
         powers[name, part] = np.round(np.log(np.divide(now, then)) / np.log(4), 6) + 0.0  # + 0 makes 0 of -0
-    print(f"{name:11}(input, hidden, output): A √B ~ width^{powers[name, 'init_std']}, A C ~ width^{powers[name, 'C']}")
+    print(f"{name:11}A √B:", *powers[name, "init_std"], "  A C:", *powers[name, "C"])
 
 # %% [markdown]
 # ## Our code
