@@ -1,10 +1,14 @@
 """Checks of the ops' arguments. Each raises a ValueError of one line: the op, what it was given, and the mend."""
 
-from typing import Any
+import operator
+from math import isfinite
+from typing import Any, TypeVar
 
 import numpy as np
 
 from microumup.backend import Array
+
+Factors = TypeVar("Factors", bound=Any)  # a NamedTuple of numbers
 
 
 def arrays(op: str, **given: Any) -> None:
@@ -13,6 +17,28 @@ def arrays(op: str, **given: Any) -> None:
         if not isinstance(array, np.ndarray) and type(array).__module__.partition(".")[0] != "cupy":
             kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
             raise ValueError(f"{op}: {name} is a {kind}; pass a numpy or cupy array, as np.asarray({name})")
+
+
+def plain(op: str, **numbers: Any) -> Any:
+    """The number, or all of them, as Python's own floats: with those an array keeps its dtype, while a float64 of NumPy
+    makes float64 of it. Raises ValueError for anything but finite real numbers."""
+    for name, value in numbers.items():
+        if type(value) is not float:
+            try:
+                if np.iscomplexobj(value):  # which numpy would make real with a warning
+                    raise TypeError
+                numbers[name] = float(operator.pos(value))
+            except (TypeError, ValueError, OverflowError):
+                kind = f"{str(value)[:40]!r} of {type(value).__name__}"
+                raise ValueError(f"{op}: {name} is {kind}; pass a real number, as 1.5") from None
+        if not isfinite(numbers[name]):
+            raise ValueError(f"{op}: {name} is {numbers[name]}; pass a finite number")
+    return tuple(numbers.values()) if len(numbers) > 1 else next(iter(numbers.values()))
+
+
+def factors(op: str, scale: Factors) -> Factors:
+    """The factors of a Scale or ResidualScale, made `plain`."""
+    return type(scale)(*plain(op, **scale._asdict()))
 
 
 def floats(op: str, **given: Array) -> None:
@@ -25,6 +51,8 @@ def floats(op: str, **given: Array) -> None:
     for name, array in given.items():
         if array.ndim == 0:
             raise ValueError(f"{op}: {name} has shape (), a single number; give it one axis or more")
+        if array.size == 0:
+            raise ValueError(f"{op}: {name} is empty, shape {array.shape}; pass one element or more")
 
 
 def same(op: str, **given: Array) -> None:

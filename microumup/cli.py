@@ -1,11 +1,12 @@
 """Parts of every command: options from a dataclass and shared ones, numbers like 2^1.5, one line for a bad argument."""
 
 import argparse
+import io
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,8 +40,17 @@ class Parser(argparse.ArgumentParser):
         text = f"{len(hidden)} more, explained by --help-all: {', '.join(hidden)}"
         return super().format_help() + (f"\n{textwrap.fill(text, 79, break_on_hyphens=False)}\n" if hidden else "")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print it. argparse is silent about help that could not be written; here that is an error."""
+        with suppress(*[OSError] * (file is not sys.stdout)):
+            print(message, end="", file=file)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+        message = message.removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            option = message.partition(":")[0].partition("/")[0]
+            message += f"; if it begins with a -, write {option}=-…"
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 class _HelpAll(argparse.Action):
@@ -80,11 +90,18 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write 1000") from None
 
 
+def few(text: str) -> int:
+    """A whole number of things that are all in memory at once, or all processes: no more than 10,000."""
+    if (number := whole(text)) > 10_000:
+        raise argparse.ArgumentTypeError(f"{number:,} are too many; at most 10,000")
+    return number
+
+
 # What several commands take: their words, in which {} is what a command says of its own, and the settings
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
-    "seeds": ("{} (default: %(default)s)", {"type": whole, "default": 3, "metavar": "N"}),
+    "seeds": ("{} (default: %(default)s)", {"type": few, "default": 3, "metavar": "N"}),
     "seed": ("{} (default: %(default)s)", {"type": whole, "default": 0, "metavar": "N"}),
-    "workers": ("processes{} (default: %(default)s)", {"type": whole, "default": os.cpu_count() or 1, "metavar": "N"}),
+    "workers": ("processes{} (default: %(default)s)", {"type": few, "default": os.cpu_count() or 1, "metavar": "N"}),
     "cluster": ("run as tasks of this dask scheduler instead", {"metavar": "tcp://HOST:PORT"}),
     "device": ("auto, cpu or gpu (default: %(default)s)", {"default": "auto", "metavar": "NAME"}),
     "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": Path, "metavar": "FILE"}),
@@ -129,7 +146,7 @@ def add_options(parser: Parser, config: type) -> None:
         elif field.type is str:
             settings["metavar"] = "NAME"
         else:
-            settings |= {"nargs": "+", "metavar": "FILE"}
+            settings |= {"nargs": "+", "action": "extend", "metavar": "FILE"}
         option = group.add_argument(*map(option_name, names), dest=field.name, default=argparse.SUPPRESS, **settings)
         if not field.metadata["common"]:
             parser.add_rare(option)
@@ -147,11 +164,44 @@ def say(quiet: bool) -> Callable[..., None]:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """End the process with `main`'s status; 130 after Ctrl-C, and silently when the reader of our output is gone."""
+    """End the process with `main`'s status; with one line and 1 when memory is out or our output cannot be written, in
+    silence when it has no reader any more, with 130 after Ctrl-C."""
+    settle()
+    status: Any = 1
     try:
-        sys.exit(main())
+        try:
+            status = main()
+        except SystemExit as end:
+            status = end.code
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        status = 130
+    except MemoryError as error:
+        _complain(f"not enough memory ({' '.join(str(error).split())}); take smaller sizes")
+        status = 1
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(str(error) if error.filename else f"the output cannot be written ({error.strerror})")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more to write what is left
+        status = 1
+    sys.exit(status)
+
+
+def settle() -> None:
+    """Make the standard streams fit for whatever is written: a closed one leads nowhere, instead of into the next file
+    that is opened; what an encoding lacks becomes a question mark. Pictures are for files, not for a window."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+        elif stream is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(number, "r" if number == 0 else "w", closefd=False)))
+    os.environ["MPLBACKEND"] = "agg"
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):
+        print(f"microumup: {text}", file=sys.stderr)

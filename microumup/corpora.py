@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from microumup import checkpoint
 from microumup.backend import Array, install_hint
+from microumup.cpu import available_memory
 
 SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
 SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
@@ -30,17 +33,38 @@ WIKITEXT_SHA256 = {  # of the files of the Hugging Face dataset Salesforce/wikit
 }
 
 
+class Source(NamedTuple):
+    """A text that a corpus was made of: who has the same checksum trains on the same."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+def source(name: object, content: bytes) -> Source:
+    """The Source of a text."""
+    return Source(str(name), len(content), hashlib.sha256(content).hexdigest())
+
+
 class BpeTokenizer:
     """Byte-level BPE, by the library `tokenizers`: any text can be encoded, and decodes to itself."""
 
-    def __init__(self, library_tokenizer: Any) -> None:
-        self._bpe = library_tokenizer
+    def __init__(self, library_tokenizer: Any, saved: str = "") -> None:
+        self._bpe, self._saved = library_tokenizer, saved or library_tokenizer.to_str()
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._saved.encode()).hexdigest()
 
     @property
     def vocab_size(self) -> int:
         return int(self._bpe.get_vocab_size())
 
     def encode(self, text: str) -> Array:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("--prompt: a byte in it is no UTF-8; a BPE knows text alone") from None
         return self.encode_pieces([text])
 
     def encode_pieces(self, pieces: Iterable[str]) -> Array:
@@ -54,9 +78,8 @@ class BpeTokenizer:
         return str(self._bpe.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
 
     def save(self, directory: Path) -> None:
-        temporary = directory / f".tokenizer.json.{os.getpid()}.tmp"
-        temporary.write_text(self._bpe.to_str(), encoding="utf-8")
-        temporary.replace(directory / "tokenizer.json")
+        content = self._saved.encode()
+        checkpoint.write_atomically(directory / "tokenizer.json", lambda temporary: temporary.write_bytes(content))
 
 
 def train_bpe(text: bytes, vocab_size: int) -> BpeTokenizer:
@@ -75,40 +98,72 @@ def train_bpe(text: bytes, vocab_size: int) -> BpeTokenizer:
     return BpeTokenizer(bpe)
 
 
-def load_bpe(path: Path) -> BpeTokenizer:
-    """The tokenizer in a file that `BpeTokenizer.save` wrote. Raises ValueError when there is none in it."""
+def load_bpe(path: Path, sha256: str | None = None) -> BpeTokenizer:
+    """The tokenizer in a file that `BpeTokenizer.save` wrote, of that checksum if one is known.
+
+    Raises ValueError when there is none in it, or another.
+    """
     library = extra("tokenizers", str(path))
     try:
-        return BpeTokenizer(library.Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises bare Exception for a file it cannot read
-        raise ValueError(f"{path}: not a tokenizer ({error}); restore it from the run that made it") from error
+        content = checkpoint.read_bytes(path)
+        if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError("its checksum is another")
+        return BpeTokenizer(library.Tokenizer.from_str(content.decode()), content.decode())
+    except BaseException as error:  # the library raises bare Exception for what it cannot read, and may panic
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        problem = checkpoint.one_line(error)
+        raise ValueError(f"{path}: not a tokenizer ({problem}); restore it from the run that made it") from None
 
 
 def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array, BpeTokenizer]:
-    """Both splits tokenized, mapped from the cache; put there first if need be."""
-    cache = Path(os.environ.get("MICROUMUP_CACHE") or "~/.cache/microumup").expanduser()
+    """Both splits tokenized, mapped from the cache; put there first if need be. Raises ValueError for a damaged one."""
+    cache = cache_folder()
     digest = hashlib.sha256(train)
     digest.update(b"\0" + valid)
-    folder = cache / f"bpe-{vocab_size}-{digest.hexdigest()[:16]}"
+    folder = cache / f"tokens-{vocab_size}-{digest.hexdigest()[:16]}"
     if not folder.exists():
         tokenizer = train_bpe(train, vocab_size)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            temporary = tempfile.TemporaryDirectory(dir=cache)
+            with tempfile.TemporaryDirectory(dir=cache) as temporary:
+                made = Path(temporary) / "tokens"
+                made.mkdir()
+                tokenizer.save(made)
+                np.save(made / "train.npy", tokenizer.encode_pieces(_pieces(train)))
+                np.save(made / "valid.npy", tokenizer.encode_pieces(_pieces(valid)))
+                sums = {path.name: (path.stat().st_size, _sha256(path)) for path in made.iterdir()}
+                checkpoint.write_json(made / "sums.json", checkpoint.sealed(sums))
+                if not folder.exists():  # another process may have been faster; what it made is the same
+                    made.replace(folder)
         except OSError as error:
             raise ValueError(
-                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror}); set it to another"
+                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror or error}); set it to another"
             ) from error
-        with temporary:
-            made = Path(temporary.name) / "bpe"
-            made.mkdir()
-            tokenizer.save(made)
-            np.save(made / "train.npy", tokenizer.encode_pieces(_pieces(train)))
-            np.save(made / "valid.npy", tokenizer.encode_pieces(_pieces(valid)))
-            if not folder.exists():  # another process may have been faster; what it made is the same
-                made.replace(folder)
-    splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
-    return splits[0], splits[1], load_bpe(folder / "tokenizer.json")
+    try:
+        for name, (size, sha256) in checkpoint.read_record(folder / "sums.json").items():
+            found = (folder / name).stat()  # whose size is known before anything is read
+            if not S_ISREG(found.st_mode) or found.st_size != size or _sha256(folder / name) != sha256:
+                raise ValueError(f"{name} is another")
+        splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
+        return splits[0], splits[1], load_bpe(folder / "tokenizer.json")
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{folder} is damaged ({checkpoint.one_line(error)}); delete it, it is made again from the text"
+        ) from None
+
+
+def cache_folder() -> Path:
+    """Where tokens are kept. Raises ValueError for a user without a home who names no other place."""
+    try:
+        return Path(os.environ.get("MICROUMUP_CACHE") or "~/.cache/microumup").expanduser()
+    except RuntimeError:
+        raise ValueError("MICROUMUP_CACHE: there is no home directory to keep tokens in; set it to a folder") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _WORD_BEGIN = re.compile(rb"[ \n](?=[!-~])")
@@ -151,12 +206,12 @@ def split(text: bytes) -> tuple[bytes, bytes]:
 def read_text(path: Path) -> bytes:
     """The content of a UTF-8 text file. Raises ValueError for one that is missing, unreadable, empty or binary."""
     try:
-        content = path.read_bytes()
+        content = checkpoint.read_bytes(path, available_memory() // 4)
         content.decode()
-    except OSError as error:
-        raise ValueError(f"--text {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--text {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"--text {path}: cannot be read ({error}); give a UTF-8 text file") from error
     if not content.strip():
         raise ValueError(f"--text {path}: empty; give a UTF-8 text file")
     if b"\0" in content:

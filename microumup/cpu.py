@@ -107,6 +107,14 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_THRESHOLD, 1 << 25)  # 32 MiB, the most it takes
 
 
+def available_memory() -> int:
+    """Bytes of memory that this machine has, whoever uses it; where it does not say, more than any has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 60
+
+
 # ---- Products ----
 
 ROWS = 128  # of a matrix at a time where products are kept SMALL, at most

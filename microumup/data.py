@@ -65,10 +65,13 @@ def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -
 
 
 class Tokenizer(Protocol):
-    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads."""
+    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
+    the checksum `sha256`, None if it leaves nothing."""
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def sha256(self) -> str | None: ...
     def encode(self, text: str) -> Array: ...
     def decode(self, ids: ArrayLike) -> str: ...
     def save(self, directory: Path) -> None: ...
@@ -77,10 +80,10 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
 
-    vocab_size = BYTES
+    vocab_size, sha256 = BYTES, None
 
     def encode(self, text: str) -> Array:
-        return np.frombuffer(text.encode(), np.uint8)
+        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
 
     def decode(self, ids: ArrayLike) -> str:
         return bytes(np.asarray(ids).tolist()).decode(errors="replace")
@@ -100,6 +103,7 @@ class Corpus:
     train: Array  # (tokens,), uint8 or uint16
     valid: Array
     tokenizer: Tokenizer
+    sources: tuple[corpora.Source, ...] = ()  # the texts that all of it follows from
 
 
 def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: int = BYTES, seq_len: int) -> Corpus:
@@ -113,24 +117,28 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     """
     if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
         raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
-    source = f"--corpus {name}"
+    option, sources = f"--corpus {name}", tuple[corpora.Source, ...]()
     if text:
-        source, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
-        train, valid = corpora.split(b"\n\n".join(map(corpora.read_text, text)))
+        option, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
+        texts = [corpora.read_text(path) for path in text]
+        sources = tuple(map(corpora.source, text, texts))
+        train, valid = corpora.split(b"\n\n".join(texts))
     elif name == "sotu":
         train, valid = corpora.split(corpora.read_sotu())
     elif name == "wikitext-103":
         train, valid = corpora.read_wikitext("train"), corpora.read_wikitext("validation")
     else:
-        raise ValueError(f"{source}: unknown; use sotu, wikitext-103, or --text FILE")
+        raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
+    sources = sources or (corpora.source(f"{name}, training", train), corpora.source(f"{name}, validation", valid))
 
     if vocab_size == BYTES:
-        corpus = Corpus(name, np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8), ByteTokenizer())
+        splits = np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8), ByteTokenizer()
+        corpus = Corpus(name, *splits, sources)
     else:
-        corpus = Corpus(name, *corpora.tokenize(train, valid, vocab_size))
+        corpus = Corpus(name, *corpora.tokenize(train, valid, vocab_size), sources)
     if (shortest := min(len(corpus.train), len(corpus.valid))) <= seq_len:
         raise ValueError(
-            f"{source}: too short, the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = "
+            f"{option}: too short, the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = "
             f"{seq_len + 1}; give a longer text or a smaller --seq-len"
         )
     return corpus

@@ -1,18 +1,22 @@
 """Text from a trained model: `python -m microumup generate RUN_DIR --prompt "The people "`."""
 
-import json
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from math import inf
 from pathlib import Path
 
 import numpy as np
 
-from microumup import checkpoint, cli, ops
+from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
+from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, check_least
 from microumup.data import Tokenizer
+from microumup.diverged import Diverged, check_finite
 from microumup.model import Cache, trunk
 from microumup.plan import Plan, plan
-from microumup.run_dir import load_tokenizer, without_retired
+from microumup.run_dir import load_model, load_tokenizer
 
 
 def generate(
@@ -26,6 +30,8 @@ def generate(
     latest half is kept and the cache is built anew. Without the cache the same tokens come out, in more time.
     """
     tokens, start, cache = list(map(int, prompt)), 0, Cache()
+    if not 0 <= temperature < inf:
+        raise ValueError(f"--temperature: {temperature} is no finite number of 0 or more")
     if not tokens:
         raise ValueError("--prompt: is empty; give at least one character to continue")
     rng, config, xp = np.random.default_rng(seed), plan.config, xp_of(params["embedding"])
@@ -35,6 +41,7 @@ def generate(
         new = tokens[start + cache.length :] if use_cache else tokens[start:]
         last = trunk(params, xp.asarray(np.array([new])), plan, cache if use_cache else None).data[0, -1:]  # (1, D)
         logits = to_host(ops.linear(last, params["head"], **plan.linears["head"]._asdict()).data[0])  # (V,)
+        check_finite(None, "largest logit", float(abs(logits).max()), config)
         tokens.append(_draw(config.alpha_loss_softmax * logits.astype(np.float64), temperature, top_k, rng))
     return tokens[len(tokens) - count :]
 
@@ -43,17 +50,25 @@ def _draw(logits: Array, temperature: float, top_k: int, rng: np.random.Generato
     if temperature == 0:
         return int(logits.argmax())
     if 0 < top_k < len(logits):
-        logits = np.where(logits < np.partition(logits, -top_k)[-top_k], -np.inf, logits)
-    p = np.exp((logits - logits.max()) / temperature).cumsum()
+        unlikely = np.argsort(-logits, kind="stable")[top_k:]  # of equals the first are kept
+        logits = logits.copy()
+        logits[unlikely] = -np.inf
+    with np.errstate(over="ignore"):  # -∞ is as good as what a tiny temperature makes
+        p = np.exp((logits - logits.max()) / temperature).cumsum()
     return int(np.searchsorted(p, rng.random() * p[-1], side="right"))
 
 
 def load_run(run_dir: Path, device: str = "cpu") -> tuple[Plan, dict[str, Array], Tokenizer]:
-    """The model of a run directory: plan, params and tokenizer. Raises ValueError when there is none."""
-    arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    numbers = plan(ModelConfig(**without_retired(info["model"])), batch_tokens=1)  # nothing is differentiated
-    params = {name: to_device(arrays[f"params/{name}"], device) for name in numbers.weights}
-    return numbers, params, load_tokenizer(run_dir)
+    """The model of a run directory: plan, params and tokenizer.
+
+    Raises ValueError when there is none, and Diverged when its weights are no numbers any more.
+    """
+    config, arrays, step = load_model(run_dir)
+    for name, w in arrays.items():
+        check_finite(step, f"largest element of {name}", float(abs(w).max()), config)
+    params = {name: to_device(w, device) for name, w in arrays.items()}
+    model = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
+    return plan(model, batch_tokens=1), params, load_tokenizer(run_dir)  # nothing is differentiated
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,16 +91,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     cli.shared(parser, "device", seed="of the draws", json="prompt, text, tokens, seed; and print nothing else")
     args = parser.parse_args(argv)
+    settings = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
     with cli.bad_input(parser):
         check_least(args, tokens=1, temperature=0, top_k=0, seed=0)
-        numbers, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
-        prompt = tokenizer.encode(args.prompt)
-        tokens = generate(
-            params, numbers, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed
-        )
+        try:
+            numbers, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
+            tokens = generate(params, numbers, tokenizer.encode(args.prompt), args.tokens, **settings)
+        except Diverged as error:
+            print(f"microumup generate: {args.run_dir} {error}", file=sys.stderr)
+            return 1
     text = tokenizer.decode(tokens)
     if args.json:
-        print(json.dumps({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))
+        print(to_json({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))
     else:
         print(args.prompt + text)
     return 0

@@ -4,17 +4,19 @@ A cast to FP8 goes wrong in two ways: small elements are flushed to zero, large 
 for the three tensors that a linear multiplies, x, w and dy, as they are before any cast.
 """
 
-import json
+from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from microumup import checkpoint
 from microumup.backend import Array, xp_of
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, tape
 from microumup.fp8 import TENSORS, Format, LinearFormats, parse_recipe, quantize
 from microumup.ops import cross_entropy_backward, cross_entropy_forward, linear_forward
+from microumup.run_dir import identity
 
 
 class Range(NamedTuple):
@@ -100,20 +102,24 @@ def log_scales(
 ) -> None:
     """Append the ranges at `step` to RUN_DIR/scales.jsonl, a line of JSON."""
     tensors = {name: r._asdict() for name, r in linear_ranges(losses, recipe).items()}
-    with (run_dir / "scales.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "tensors": tensors}) + "\n")
+    checkpoint.append(run_dir / "scales.jsonl", {"step": step, "tensors": tensors}, identity(run_dir))
 
 
 def read_scales(run_dir: Path) -> dict[int, Ranges]:
     """The logged ranges by step, in order; none if the run has no log. Of a step logged twice, by a resumed run, the
     later. Raises ValueError, naming the line, for what `log_scales` did not write.
     """
-    path = run_dir / "scales.jsonl"
-    logged = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+    path, logged = run_dir / "scales.jsonl", {}
+    for number, record in enumerate(checkpoint.read_lines(path, identity(run_dir)), start=1):
         try:
-            entry = json.loads(line)
-            logged[int(entry["step"])] = {name: Range(**r) for name, r in entry["tensors"].items()}
+            logged[int(record["step"])] = {name: _range(r) for name, r in record["tensors"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: line {number} is damaged ({error}); delete it") from None
+            what = checkpoint.one_line(error)
+            raise ValueError(f"{path}: line {number} is damaged ({what}); restore it, or delete the line") from None
     return dict(sorted(logged.items()))
+
+
+def _range(record: dict[str, Any]) -> Range:
+    found = Range(**record)
+    numbers = [nan if x is None else float(x) for x in found[2:]]  # what is not finite is null in JSON
+    return Range(str(found.format), int(found.size), *numbers)

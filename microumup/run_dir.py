@@ -1,23 +1,44 @@
-"""Run directories: where a run writes, and which run that is.
+"""Run directories: where a run writes, which run that is, and how it goes on after whatever happens to it.
 
-config.json               every option
+config.json               every option, of the command too, and checksums of the texts
 metrics.jsonl             a line a step
 checkpoint.safetensors    to resume from
 tokenizer.json            of a BPE; bytes need none
 scales.jsonl              if asked for
 result.json               when the run is finished
+.lock                     held by the process that writes, and let go of when that ends, however it does
 """
 
-import json
+import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 from microumup import __version__, checkpoint, corpora
 from microumup.config import ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
-from microumup.data import ByteTokenizer, Tokenizer
+from microumup.data import BYTES, ByteTokenizer, Corpus, Tokenizer
+from microumup.plan import weights
+from microumup.stop import Stop
+
+ADDED = ("decay", "loss_scale", "threads")  # options that the first configs lack; their defaults are what was done
+
+
+FILES = ("checkpoint.safetensors", "metrics.jsonl", "scales.jsonl")
+
+
+class Command(NamedTuple):
+    """Options of the command `train` that are not a config's; a run that is resumed keeps them."""
+
+    save_every: int = 10**9  # steps between two checkpoints, where the minutes are not sooner
+    save_minutes: float = 5.0  # between two checkpoints at most, which bounds what a run can lose
+    log_scales: int = 0  # steps between two looks at the ranges; 0: none
+
 
 RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
 
@@ -34,69 +55,256 @@ def without_retired(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class RunDir:
-    """A run directory while its run is on."""
+    """A run directory that this process, and no other, writes to until it is closed.
 
-    def __init__(self, path: Path) -> None:
-        self.checkpoint, self.metrics = path / "checkpoint.safetensors", path / "metrics.jsonl"
-
-    def resume(self) -> tuple[Arrays, int, float, list[float]] | None:
-        """State, number of updates, seconds and losses up to the checkpoint, after which metrics are cut; or None."""
-        if not self.checkpoint.exists():
-            self.metrics.write_text("")
-            return None
-        state, info = checkpoint.load(self.checkpoint)
-        lines = self.metrics.read_text().splitlines()[: info["step"]]
-        self.metrics.write_text("".join(line + "\n" for line in lines))
-        return state, info["step"], info["seconds"], [json.loads(line)["loss"] for line in lines]
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Append a line of metrics."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def save(self, state: Arrays, config: TrainConfig, step: int, seconds: float) -> None:
-        """Write a checkpoint of the state after `step` updates."""
-        model = {f.name: getattr(config, f.name) for f in fields(ModelConfig)}
-        info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__}
-        checkpoint.save(self.checkpoint, state, info)
-
-
-def new_run_dir(out: Path | None, config: TrainConfig) -> Path:
-    """Make the run directory `out`, or runs/DATE-TIME-SCHEME-wWIDTH, and write config.json into it.
-
-    Raises ValueError when `out` exists and is not empty: nothing is ever overwritten.
+    `step` updates are behind it, with their `losses`, in so many `seconds`; `state` is the checkpoint's, None where
+    there is none.
     """
+
+    def __init__(self, path: Path, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> None:
+        self.path, self.config, self.corpus, self.command = path, config, corpus, command
+        self.checkpoint, self.metrics, self.scales = (path / name for name in FILES)
+        self.state: Arrays | None = None
+        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.stop, self._saved = Stop(), monotonic()
+        self.id = ""  # the checksum of config.json
+        self._logged: dict[Path, list[dict[str, Any]]] = {self.metrics: []}
+        self._log: FileIO | None = None
+        self._lock = checkpoint.lock(path)
+
+    @classmethod
+    def create(cls, out: Path | None, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> "RunDir":
+        """The new run directory `out`, or runs/DATE-TIME-SCHEME-wWIDTH, with a config.json in it.
+
+        Raises ValueError when `out` exists and is not empty: nothing is ever overwritten.
+        """
+        path = _make(out, config)
+        run = cls(path, config, corpus, command)
+        try:
+            _check_empty(path)  # another may have been faster
+            record = {"version": __version__, **command._asdict(), **_identity(corpus)}
+            content = checkpoint.sealed(asdict(config) | {"run": record})
+            checkpoint.write_json(path / "config.json", content)
+            run.id = content["crc32"]
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def resume(cls, path: Path, corpus: Corpus) -> "RunDir":
+        """The run in `path`, to go on from its checkpoint; nothing is written before it is entered.
+
+        Raises ValueError, saying what to do, when it is finished or written to, when something in it is damaged or does
+        not fit together, and when `corpus` is not what it began with.
+        """
+        config, command, record = read_config(path)
+        run = cls(path, config, corpus, command)
+        try:
+            unfinished(path)  # and stays so, as the lock is ours
+            if "assumed" in record:
+                checkpoint.note(record["assumed"])
+            _check_corpus(path, corpus, record)
+            run.id = record["id"]
+            run._read()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _read(self) -> None:
+        if self.checkpoint.exists():
+            self.state, info = load_checkpoint(self.path, self.config, self.id)
+            self.step, self.seconds = info["step"], info["seconds"]
+        metrics = read_metrics(self.path)
+        if len(metrics) < self.step:
+            found = f"{len(metrics)} lines and the checkpoint {self.step} updates"
+            raise ValueError(f"{self.metrics} has {found}; restore it, or delete the checkpoint to begin at step 0")
+        self.losses = [line["loss"] for line in metrics[: self.step]]
+        self._logged = {self.metrics: metrics[: self.step]}
+        if every := self.command.log_scales:
+            scales = [record for record in checkpoint.read_lines(self.scales, self.id) if record["step"] < self.step]
+            looks = {step for step in range(self.step) if step % every == 0 or step == self.config.steps - 1}
+            if looks - {record["step"] for record in scales}:
+                raise ValueError(f"{self.scales} lacks lines; restore it, or delete the checkpoint to begin at step 0")
+            self._logged[self.scales] = scales
+
+    def __enter__(self) -> "RunDir":
+        """Begin to write: away with what was logged behind the checkpoint, and with what a kill has left.
+
+        Ctrl-C and SIGTERM are from now on a wish to stop after a checkpoint; a second one stops at once.
+        """
+        self.stop.__enter__()
+        try:
+            for left in self.path.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
+            for path, records in self._logged.items():
+                checkpoint.write_lines(path, records, self.id)
+            self._log = self.metrics.open("ab", buffering=0)
+            self.corpus.tokenizer.save(self.path)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the directory, and of the signals."""
+        self.stop.__exit__()
+        if self._log:
+            self._log.close()
+        self._lock.release()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line of metrics."""
+        assert self._log
+        checkpoint.write_line(self._log, record, self.id)
+        self.stop.busy = True  # what asks to stop waits for save_if_due
+
+    def save_if_due(self, state: Callable[[], Arrays], step: int, seconds: float) -> None:
+        """Write a checkpoint of the state after `step` updates, if it is time for one, the last, or asked to stop.
+
+        Raises KeyboardInterrupt after it when asked to stop.
+        """
+        last, (every, minutes, _) = step == self.config.steps, self.command
+        due = monotonic() - self._saved >= 60 * minutes or step % every == 0
+        if not (due or last or self.stop.signal):
+            return
+        assert self._log
+        os.fsync(self._log.fileno())  # a checkpoint is never ahead of its metrics
+        model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
+        info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__, "config": self.id}
+        checkpoint.save(self.checkpoint, state(), info)
+        self._saved, self.stop.busy = monotonic(), not last
+        if self.stop.signal:
+            raise KeyboardInterrupt
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json: nothing is left to resume."""
+        checkpoint.write_json(self.path / "result.json", checkpoint.sealed(result, self.id))
+
+
+def _make(out: Path | None, config: TrainConfig) -> Path:
     if out is None:
-        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.scheme}-w{config.width}"
-        taken = sum(1 for _ in Path("runs").glob(f"{stem}*"))
-        out = Path("runs") / (f"{stem}-{taken + 1}" if taken else stem)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        unfinished = (out / "config.json").exists() and not (out / "result.json").exists()
-        mend = f"continue it with --resume {out}, or name another" if unfinished else "name another"
-        raise ValueError(f"--out: {out} exists and is not an empty directory; {mend}")
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.scheme}-w{config.width}"
+        return checkpoint.new_directory(Path("runs") / name)
+    _check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / "config.json", asdict(config))
     return out
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        resumable = (out / "config.json").exists() and not (out / "result.json").exists()
+        mend = f"continue it with --resume {out}, or name another" if resumable else "name another"
+        raise ValueError(f"--out: {out} exists and is not an empty directory; {mend}")
+
+
+def _identity(corpus: Corpus) -> dict[str, Any]:
+    return {"texts": [source._asdict() for source in corpus.sources], "tokenizer": corpus.tokenizer.sha256}
+
+
+def _check_corpus(run_dir: Path, corpus: Corpus, record: dict[str, Any]) -> None:
+    """Raise ValueError unless texts and tokenizer are those that the run began with."""
+    for now, then in zip(corpus.sources, record.get("texts", []), strict=False):
+        if now[1:] != (then["size"], then["sha256"]):
+            raise ValueError(f"{now.name} has changed since {run_dir} began; restore it, or begin a new run")
+    saved, then = run_dir / "tokenizer.json", record.get("tokenizer")
+    if then is None and saved.exists():  # of an older version
+        then = hashlib.sha256(checkpoint.read_bytes(saved)).hexdigest()
+    if then not in (None, corpus.tokenizer.sha256):
+        raise ValueError(f"{saved}: now another BPE is learned from the text; go on with the library's version of then")
+
+
+# ---- Reading ----
+
+
+def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
+    """Config and command of the run in a directory, and its record of texts. Raises ValueError where there is none.
+
+    An older version's config may lack what was ADDED since: the record says what is `assumed`. Nothing else that is
+    missing is ever taken for its default.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
+    names = {f.name for f in fields(TrainConfig)}
+    try:
+        options = checkpoint.read_record(path)
+        id = checkpoint.sealed(options)["crc32"]
+        record = options.pop("run", {})
+        options = without_retired(options)
+        if wrong := sorted(options.keys() - names) or sorted(names - {*options, *(() if record else ADDED)}):
+            raise ValueError(f"{'unknown' if wrong[0] in options else 'missing'}: {', '.join(wrong)}")
+        config = TrainConfig(**options | {"text": tuple(options["text"])})
+        command = Command(*(record[name] for name in Command._fields)) if record else Command()
+    except (ValueError, KeyError, TypeError) as error:
+        what = checkpoint.one_line(error)
+        raise ValueError(f"{path} is not a config of microumup {__version__} ({what}); restore it") from None
+    if not record:
+        assumed = [f"{name} {getattr(config, name)}" for name in ADDED if name not in options]
+        record = {"assumed": f"{path} is of an older version; assumed: {', '.join([*assumed, 'texts as they were'])}"}
+    return config, command, record | {"id": id}
 
 
 def load_config(run_dir: Path) -> TrainConfig:
     """The config of a run. Raises ValueError when there is none."""
-    path = run_dir / "config.json"
-    if not path.exists():
-        raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
-    try:
-        options = without_retired(json.loads(path.read_text()))
-        return TrainConfig(**options | {"text": tuple(options["text"])})
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a config of microumup {__version__} ({error})") from None
+    return read_config(run_dir)[0]
+
+
+def unfinished(run_dir: Path) -> TrainConfig:
+    """The config of a run that has no result yet. Raises ValueError when it has."""
+    config = load_config(run_dir)
+    if (run_dir / "result.json").exists():
+        raise ValueError(f"--resume: the run in {run_dir} is finished; see its result.json")
+    return config
+
+
+def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and info of a run's checkpoint. Raises ValueError unless they are of this config, with checksum `id`."""
+    path, kinds = run_dir / "checkpoint.safetensors", ("params", "m", "v")[: 3 if config.optimizer == "adamw" else 1]
+    shapes = {f"{kind}/{name}": w.shape for kind in kinds for name, w in weights(config).items()}
+    arrays, info = checkpoint.load(path, shapes)
+    step, seconds = info.get("step"), info.get("seconds")
+    if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
+        raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
+    model = {**RETIRED, **asdict(config)}
+    other = any(model.get(name) != value for name, value in info.get("model", {}).items())
+    if other or info.get("config", id) != id:
+        raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
+    return arrays, info
+
+
+def load_model(run_dir: Path) -> tuple[TrainConfig, Arrays, int]:
+    """Config and params of a run's checkpoint, and the number of its updates. Raises ValueError when there is none."""
+    config, _, record = read_config(run_dir)
+    arrays, info = load_checkpoint(run_dir, config, record["id"])
+    return config, {name: arrays[f"params/{name}"] for name in weights(config)}, info["step"]
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a record a step. Raises ValueError for a step that is damaged, missing or there twice."""
+    path = run_dir / "metrics.jsonl"
+    records = checkpoint.read_lines(path, identity(run_dir))
+    for step, record in enumerate(records):
+        if record["step"] != step or type(record.get("loss")) is not float:
+            raise ValueError(f"{path}: line {step + 1} is not of step {step}; restore it, or cut it and all behind it")
+    return records
+
+
+def identity(run_dir: Path) -> str:
+    """The checksum of the config in a run directory, which goes into that of each of its lines; "" without a config."""
+    return str(read_config(run_dir)[2]["id"]) if (run_dir / "config.json").exists() else ""
 
 
 def load_tokenizer(run_dir: Path) -> Tokenizer:
-    """The tokenizer saved in a run directory: the BPE in its `tokenizer.json`, or bytes if there is none.
+    """The tokenizer of a run: bytes, or the BPE in its `tokenizer.json`.
 
-    Raises ValueError when that file is no tokenizer, or the extra `data` is missing.
+    Raises ValueError when that file is missing or not the run's, or the extra `data` is missing.
     """
-    path = run_dir / "tokenizer.json"
-    if not path.exists():
+    config, _, record = read_config(run_dir)
+    if config.vocab_size == BYTES:
         return ByteTokenizer()
-    return corpora.load_bpe(path)
+    return corpora.load_bpe(run_dir / "tokenizer.json", record.get("tokenizer"))

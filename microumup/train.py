@@ -1,22 +1,27 @@
 """`python -m microumup.train`: the options of a run, its directory, and what is said of it."""
 
-import json
+import argparse
+import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-from microumup import checkpoint, cli
+from microumup import cli
 from microumup.backend import choose_device
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.cpu import cores
-from microumup.data import BYTES, load_corpus
+from microumup.data import BYTES, Corpus, load_corpus
+from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate
-from microumup.plan import weights
+from microumup.plan import check_memory, weights
 from microumup.ranges import casts_or_fp8, log_scales
-from microumup.run_dir import load_config, new_run_dir
-from microumup.trainer import Diverged, train
+from microumup.run_dir import Command, RunDir, unfinished
+from microumup.trainer import train
 
 WORK_PER_THREAD = 1 << 15  # tokens · width: 512 tokens at width 64; with less, threads wait for the interpreter
 
@@ -39,73 +44,93 @@ def main(argv: list[str] | None = None) -> int:
     )
     cli.add_options(parser, TrainConfig)
     sizes = "tiny: under a minute (default), laptop: minutes, paper: Table 6, for a GPU; other options override it"
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", metavar="NAME", help=sizes)
+    parser.add_argument("--preset", choices=PRESETS, metavar="NAME", help=sizes)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its options")
     cli.shared(parser, "device", "quiet", json="the result")
     parser.add_rare(
-        parser.add_argument("--save-every", type=cli.whole, default=250, metavar="N", help="between checkpoints (250)"),
-        parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks "
+        parser.add_argument("--save-minutes", type=cli.number, metavar="X", help="between checkpoints at most (5)"),
+        parser.add_argument("--save-every", type=cli.whole, metavar="N", help="steps between checkpoints, if sooner"),
+        parser.add_argument("--log-scales", type=cli.whole, metavar="EVERY", help="steps between two looks "
                             "at the range of every x, w and dy, for the command scales (default: none)"),
     )  # fmt: skip
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
-        options = cli.given(args, TrainConfig)
-        check_least(args, save_every=1, log_scales=0)
-        if args.resume and (options or args.out):
-            extra = ", ".join(map(option_name, (*options, *(["out"] if args.out else []))))
-            raise ValueError(f"--resume: takes its options from the run; leave out {extra}")
-        if args.resume and not (args.resume / "config.json").exists():
-            raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
-        if args.resume and (args.resume / "result.json").exists():
-            raise ValueError(f"--resume: the run in {args.resume} is finished; see its result.json")
         device = choose_device(args.device)
-        options = PRESETS[args.preset] | options
-        config = load_config(args.resume) if args.resume else TrainConfig(**options)
-        if device == "cpu" and not args.resume and "threads" not in options:
-            config = replace(config, threads=suitable_threads(config))
-        text = [Path(path) for path in config.text]
-        if config.vocab_size > BYTES:
-            say(f"learning {config.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")
-        corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
-        run_dir = args.resume or new_run_dir(args.out, config)
-        if not args.resume:
-            corpus.tokenizer.save(run_dir)
-
-    count = sum(prod(w.shape) for w in weights(config).values())
-    c = config
-    say(
-        f"{c.scheme}, {c.layers} layers of width {c.width}, {count:,} parameters; lr {c.eta:g}, seed {c.seed}; {device}"
-    )
-    say(f"{corpus.name}, {len(corpus.train):,} training tokens; {c.steps} steps of {c.batch_size} x {c.seq_len} tokens")
-    say(f"writing to {run_dir}")
-
-    def watch(step: int, losses: list[Tensor]) -> None:
-        log_scales(run_dir, step, losses, casts_or_fp8(config))
-
+        run = _resumed(args, say) if args.resume else _new(args, device, say)
     try:
-        trainer, result = train(
-            config, corpus, run_dir, device=device, quiet=args.quiet, save_every=args.save_every,
-            watch=watch, watch_every=args.log_scales,
-        )  # fmt: skip
+        with run:
+            return _train(run, device, args, say)
     except Diverged as error:
         print(f"microumup train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"microumup train: interrupted; continue with --resume {run_dir}", file=sys.stderr)
-        return 130
-    result["run_dir"] = str(run_dir)
-    checkpoint.write_json(run_dir / "result.json", result)
+        print(f"microumup train: interrupted; continue with --resume {run.path}", file=sys.stderr)
+        return 128 + (run.stop.signal or signal.SIGINT)
+    except OSError as error:
+        if error.filename is None:  # not the run's: standard output is gone
+            raise
+        print(f"microumup train: {error}; mend it and continue with --resume {run.path}", file=sys.stderr)
+        return 1
+
+
+def _new(args: argparse.Namespace, device: str, say: Callable[..., None]) -> RunDir:
+    given = cli.given(args, TrainConfig)
+    config = TrainConfig(**PRESETS[args.preset or "tiny"] | given)
+    config = replace(config, text=tuple(map(os.path.abspath, config.text)))  # the same from another directory
+    if device == "cpu" and "threads" not in given:
+        config = replace(config, threads=suitable_threads(config))
+    command = Command(**{name: value for name in Command._fields if (value := getattr(args, name)) is not None})
+    check_least(command, save_every=1, save_minutes=0, log_scales=0)
+    check_memory(config)
+    return RunDir.create(args.out, config, _corpus(config, say), command)
+
+
+def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
+    other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
+    if given := [*cli.given(args, TrainConfig), *other]:
+        raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
+    if not (args.resume / "config.json").exists():
+        raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
+    run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
+    say(f"continuing at step {run.step:,} of {run.config.steps:,}")
+    return run
+
+
+def _corpus(config: TrainConfig, say: Callable[..., None]) -> Corpus:
+    if config.vocab_size > BYTES:
+        say(f"learning {config.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")
+    text = [Path(path) for path in config.text]
+    return load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
+
+
+def _train(run: RunDir, device: str, args: argparse.Namespace, say: Callable[..., None]) -> int:
+    c, corpus = run.config, run.corpus
+    count = sum(prod(w.shape) for w in weights(c).values())
+    say(
+        f"{c.scheme}, {c.layers} layers of width {c.width}, {count:,} parameters; lr {c.eta:g}, seed {c.seed}; {device}"
+    )
+    say(f"{corpus.name}, {len(corpus.train):,} training tokens; {c.steps} steps of {c.batch_size} x {c.seq_len} tokens")
+    say(f"writing to {run.path}")
+
+    def watch(step: int, losses: list[Tensor]) -> None:
+        log_scales(run.path, step, losses, casts_or_fp8(c))
+
+    trainer, result = train(
+        c, corpus, run, device=device, quiet=args.quiet, watch=watch, watch_every=run.command.log_scales
+    )
+    result["run_dir"] = str(run.path)
+    run.finish(result)
     first, final, valid = (result[f"loss_{which}"] for which in ("first", "final", "valid"))
     say(f"loss {first:.3f} -> {final:.3f} nats per token (mean of the last 5 % of steps), validation {valid:.3f}")
     say(f"{result['seconds']:.1f} s, {result['tokens_per_second']:,} tokens/s")
     if not args.quiet:
         prompt = corpus.tokenizer.encode("\n")
         sample = generate(trainer.params, trainer.plan, prompt, 300, temperature=0.5, seed=c.seed)
-        say(f"\n--- a sample; more with: microumup generate {run_dir}\n{corpus.tokenizer.decode(sample)}\n---")
+        say(f"\n--- a sample; more with: microumup generate {run.path}\n{corpus.tokenizer.decode(sample)}\n---")
     if args.json:
-        print(json.dumps(result))
+        print(to_json(result))
     return 0
 
 

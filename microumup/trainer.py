@@ -5,8 +5,7 @@ was cut off and resumed ends in the same bits as one that was not.
 """
 
 from collections.abc import Callable
-from math import isfinite, sqrt
-from pathlib import Path
+from math import sqrt
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +17,7 @@ from microumup.backend import Array, to_device, xp_of
 from microumup.config import TrainConfig
 from microumup.cpu import Arrays, Threads, keep_freed_memory
 from microumup.data import Corpus, batch, windows
+from microumup.diverged import check_finite
 from microumup.engine import Tensor, backpropagate, using
 from microumup.model import evaluate, init_params, loss
 from microumup.optim import SGD, AdamW, adamw, schedule
@@ -26,15 +26,6 @@ from microumup.run_dir import RunDir
 
 Result = dict[str, Any]
 Watch = Callable[[int, list[Tensor]], None]
-
-
-class Diverged(Exception):
-    """The loss became NaN or infinite. `step` is the update it was found at; the message says what to try."""
-
-    def __init__(self, step: int, value: float, config: TrainConfig) -> None:
-        hint = f"try a lower --lr than {config.eta:g} or a longer --warmup"
-        super().__init__(f"the loss is {value} at step {step}; {hint}")
-        self.step = step
 
 
 class Trainer:
@@ -73,8 +64,7 @@ class Trainer:
             leaves = {name: Tensor(w, name) for name, w in self.params.items()}
             with using(self.kernels):
                 out = loss(leaves, ids, hits, self.plan.weighted(part))
-            if not isfinite(value := float(out.data)):
-                raise Diverged(step, value, c)
+            check_finite(step, "loss", value := float(out.data), c)
             backpropagate(out, keep=watch is not None)
             grads = {name: xp_of(t.grad).ascontiguousarray(t.grad) for name, t in leaves.items() if t.grad is not None}
             return out, part * value, grads
@@ -88,10 +78,12 @@ class Trainer:
         losses, parts, grads = zip(*self.threads.run(gradients), strict=True)
         if watch:
             watch(step, list(losses))
-        squares = self.threads.over(add_up, *grads)
+        norm = sqrt(sum(float(sum(of_thread)) for of_thread in self.threads.over(add_up, *grads)))
+        check_finite(step, "gradient's norm", norm, c)
         self.optimizer.step(grads[0], s)
-        return sum(parts), sqrt(sum(float(sum(of_thread)) for of_thread in squares)), s
+        return sum(parts), norm, s
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def validate(self, batches: int = 32) -> float:
         """Mean loss over `batches` batches spread evenly over the validation text."""
         c, losses = self.config, []
@@ -113,19 +105,19 @@ class Trainer:
 
 
 def train(
-    config: TrainConfig, corpus: Corpus, run_dir: Path | None = None, *, device: str = "cpu", quiet: bool = True,
-    save_every: int = 250, watch: Watch | None = None, watch_every: int = 0,
+    config: TrainConfig, corpus: Corpus, run: RunDir | None = None, *, device: str = "cpu", quiet: bool = True,
+    watch: Watch | None = None, watch_every: int = 0,
 ) -> tuple[Trainer, Result]:  # fmt: skip
-    """Train to the end, and say how it went. With a `run_dir` that holds a checkpoint, continue from there.
+    """Train to the end, and say how it went; with a `run` from its checkpoint on, else nothing is written.
 
-    Without a run directory nothing is written. `watch` is called every `watch_every` steps and at the last one.
-    Raises Diverged when the loss is no number any more.
+    `watch` is called every `watch_every` steps and at the last one. Raises Diverged when the loss, a gradient or the
+    validation is no number any more, and KeyboardInterrupt once a run that was asked to stop has its checkpoint.
     """
     c, trainer, losses, start, before = config, Trainer(config, corpus, device), list[float](), 0, 0.0
-    tokens_per_step, run = c.batch_size * c.seq_len, RunDir(run_dir) if run_dir else None
-    if run and (found := run.resume()):
-        state, start, before, losses = found
-        trainer.load_state(state, start)
+    tokens_per_step = c.batch_size * c.seq_len
+    if run and run.state:
+        start, before, losses = run.step, run.seconds, run.losses
+        trainer.load_state(run.state, start)
     began = last = perf_counter()
     with tqdm(total=c.steps, initial=start, disable=True if quiet else None, unit="step", dynamic_ncols=True) as bar:
         for step in range(start, c.steps):
@@ -137,14 +129,14 @@ def train(
             if run:
                 line = {"step": step, "loss": value, "lr": s * c.eta, "grad_norm": norm}
                 run.log(line | {"tokens_per_second": round(speed)})
-                if (step + 1) % save_every == 0 or step + 1 == c.steps:
-                    run.save(trainer.state(), c, step + 1, before + now - began)
+                run.save_if_due(trainer.state, step + 1, before + now - began)
             bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
     seconds = before + perf_counter() - began
-    tail = losses[-max(1, round(0.05 * c.steps)) :]
+    tail, valid = losses[-max(1, round(0.05 * c.steps)) :], trainer.validate()
+    check_finite(c.steps, "validation loss", valid, c)
     return trainer, {
         "scheme": c.scheme, "width": c.width, "steps": c.steps, "tokens": c.steps * tokens_per_step,
-        "loss_first": losses[0], "loss_final": sum(tail) / len(tail), "loss_valid": trainer.validate(),
+        "loss_first": losses[0], "loss_final": sum(tail) / len(tail), "loss_valid": valid,
         "seconds": round(seconds, 3), "tokens_per_second": round(c.steps * tokens_per_step / seconds),
     }  # fmt: skip

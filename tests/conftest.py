@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 # Before numpy is imported, as microumup/__init__.py does it for a command: two BLAS threads on a busy machine wait for
 # each other most of the time.
@@ -7,6 +8,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import small_runs
 
 from microumup.data import ByteTokenizer, Corpus
 
@@ -37,3 +39,17 @@ def corpus() -> Corpus:
     text = "the people of the united states. " * 400
     tokens = np.frombuffer(text.encode(), np.uint8)
     return Corpus("test", tokens[:12_000], tokens[12_000:], ByteTokenizer())
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the people of the united states. " * 200)
+    return path
+
+
+@pytest.fixture
+def half(tmp_path: Path, text: Path) -> Path:
+    """A run that was killed after 10 of 12 updates, with a checkpoint of 8."""
+    small_runs.killed(small_runs.options(tmp_path / "half", text, "--log-scales", "3"))
+    return tmp_path / "half"

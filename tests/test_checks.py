@@ -47,7 +47,9 @@ OPS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
     "residual_split": (ops.residual_split_forward, {"x": X}, {}),
     "residual_add": (ops.residual_add_forward, {"branch": X, "skip": X}, {}),
     "cross_entropy": (ops.cross_entropy_forward, {"logits": X, "targets": TOKENS}, {}),
+    "linear_cross_entropy": (ops.linear_cross_entropy_forward, {"x": X, "w": W, "targets": TOKENS}, {}),
 }
+HALVES = {"x": "linear", "w": "linear", "targets": "cross_entropy"}  # of linear_cross_entropy, which names that half
 CASES = [(op, name) for op, (_, arguments, _) in OPS.items() for name in arguments]
 NO_ARRAYS: dict[str, Callable[[Any], Any]] = {
     "a PyTorch tensor": TorchTensor,
@@ -69,7 +71,8 @@ def test_every_op_is_here() -> None:
 def test_what_is_no_array_is_named_with_the_mend(op: str, name: str, what: str) -> None:
     forward, arguments, settings = OPS[op]
     bad = NO_ARRAYS[what](arguments[name])
-    with pytest.raises(ValueError, match=rf"^{op}: {name} (is|are) .*; pass .*(numpy|cupy) array") as error:
+    by = HALVES[name] if op == "linear_cross_entropy" else op
+    with pytest.raises(ValueError, match=rf"^{by}: {name} (is|are) .*; pass .*(numpy|cupy) array") as error:
         forward(*(arguments | {name: bad}).values(), **settings)
     message = str(error.value)
     assert "\n" not in message

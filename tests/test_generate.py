@@ -13,6 +13,7 @@ from microumup.data import Corpus
 from microumup.generate import generate, load_run, main
 from microumup.model import forward, init_params
 from microumup.plan import plan
+from microumup.run_dir import RunDir
 from microumup.trainer import train
 
 CONFIG = ModelConfig(width=16, head_dim=8, seq_len=12, vocab_size=19, alpha_loss_softmax=4.0)
@@ -81,7 +82,9 @@ def test_an_empty_prompt_is_refused() -> None:
 @pytest.fixture(scope="module")
 def run_dir(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    train(TrainConfig(width=16, head_dim=8, seq_len=16, batch_size=4, steps=60), corpus, path)
+    config = TrainConfig(width=16, head_dim=8, seq_len=16, batch_size=4, steps=60)
+    with RunDir.create(path, config, corpus) as run:
+        train(config, corpus, run)
     return path
 
 
@@ -101,7 +104,7 @@ def test_a_run_of_an_older_version_is_loaded(run_dir: Path, tmp_path: Path) -> N
     assert load_run(run_dir)[0] == before
     info["model"]["tied_embeddings"] = True
     checkpoint.save(path, arrays, info)
-    with pytest.raises(ValueError, match="--tied-embeddings: True cannot be loaded"):
+    with pytest.raises(ValueError, match=r"is of another run than config\.json"):
         load_run(run_dir)
 
 
@@ -134,4 +137,4 @@ def test_bad_options_end_in_one_line(run_dir: Path, options: list[str], message:
 
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path, refused: Refused) -> None:
-    assert f"{tmp_path}/checkpoint.safetensors: there is no checkpoint here" in refused(main, [str(tmp_path)])
+    assert f"{tmp_path} holds no run, there is no config.json in it" in refused(main, [str(tmp_path)])

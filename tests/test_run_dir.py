@@ -1,55 +1,64 @@
 """Run directories: nothing is overwritten, and what was written is read again, by later versions too."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Refused
-from test_corpora import SENTENCES, write
+from test_corpora import SENTENCES
 
-from microumup import checkpoint, corpora, train
-from microumup.config import ModelConfig, TrainConfig
-from microumup.data import ByteTokenizer
-from microumup.run_dir import RunDir, load_config, load_tokenizer, new_run_dir, without_retired
+from microumup import corpora, train
+from microumup.config import TrainConfig
+from microumup.data import ByteTokenizer, Corpus
+from microumup.run_dir import Command, RunDir, load_config, load_tokenizer, read_config, read_metrics, without_retired
+
+CONFIG = TrainConfig(width=32)
+
+
+def made(out: Path | None, config: TrainConfig, corpus: Corpus) -> Path:
+    with RunDir.create(out, config, corpus) as run:
+        return run.path
+
 
 # ---- Tokenizers ----
 
 
-def test_a_run_directory_without_tokenizer_is_bytes(tmp_path):
-    ByteTokenizer().save(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
+def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:
+    run = made(tmp_path / "run", CONFIG, corpus)
+    assert not (run / "tokenizer.json").exists()
+    assert isinstance(load_tokenizer(run), ByteTokenizer)
 
 
-def test_a_saved_bpe_is_the_same(tmp_path):
+def test_a_saved_bpe_is_the_same(tmp_path: Path, corpus: Corpus) -> None:
     pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
     tokenizer = corpora.train_bpe(SENTENCES.encode(), 300)
-    tokenizer.save(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
-    loaded = load_tokenizer(tmp_path)
+    run = made(tmp_path / "run", replace(CONFIG, vocab_size=300), replace(corpus, tokenizer=tokenizer))
+    loaded = load_tokenizer(run)
     text = SENTENCES[:200] + "日本 🙂"
     assert loaded.vocab_size == 300
     assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
     assert loaded.decode(loaded.encode(text).astype(np.int64)) == text
     assert loaded.encode("").dtype == np.uint16
     assert len(loaded.encode("")) == 0
-
-
-def test_a_damaged_tokenizer_is_named(tmp_path):
-    pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
-    write(tmp_path / "tokenizer.json", "{}")
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/tokenizer.json: not a tokenizer \("):
-        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="--prompt: a byte in it is no UTF-8"):
+        loaded.encode("\udcff")
+    for content in ("{}", ""):
+        (run / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"^{run}/tokenizer.json: not a tokenizer \("):
+            load_tokenizer(run)
 
 
 # ---- config.json ----
 
 
-def test_a_config_comes_back_as_it_went(tmp_path: Path) -> None:
+def test_a_config_comes_back_as_it_went(tmp_path: Path, corpus: Corpus) -> None:
     config = TrainConfig(width=32, text=("a.txt", "b.txt"), lr=2**0.3, threads=2)
-    assert load_config(new_run_dir(tmp_path / "run", config)) == config
+    command = Command(save_every=3, save_minutes=1.5, log_scales=7)
+    RunDir.create(tmp_path / "run", config, corpus, command).close()
+    assert load_config(tmp_path / "run") == config
+    assert read_config(tmp_path / "run")[:2] == (config, command)
 
 
 def test_options_that_are_no_more_are_dropped_where_they_said_nothing() -> None:
@@ -60,17 +69,19 @@ def test_options_that_are_no_more_are_dropped_where_they_said_nothing() -> None:
 
 
 def test_a_config_of_an_older_version_is_loaded(tmp_path: Path, refused: Refused) -> None:
-    options = asdict(TrainConfig(width=32)) | {"tied_embeddings": False}
+    options = asdict(CONFIG) | {"tied_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps(options))
-    assert load_config(tmp_path) == TrainConfig(width=32)
+    assert load_config(tmp_path) == CONFIG
     (tmp_path / "config.json").write_text(json.dumps(options | {"tied_embeddings": True}))
     assert "--tied-embeddings: True cannot be loaded" in refused(train.main, ["--resume", str(tmp_path)])
 
 
-@pytest.mark.parametrize("content", ["3", "[]", '"text"', "{}", "{"])
+@pytest.mark.parametrize(
+    "content", ["3", "[]", '"text"', "{}", "{", "", "[" * 100_000, "\0", '{"lr": NaN}', "9" * 5000]
+)
 def test_a_config_that_is_none_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config.json is not a config of microumup"):
+    with pytest.raises(ValueError, match=r"config.json is not a config of microumup .*; restore it$"):
         load_config(tmp_path)
 
 
@@ -79,20 +90,22 @@ def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-# ---- a new directory ----
+# ---- A new directory ----
 
 
-def test_a_run_that_names_no_directory_gets_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_names_no_directory_gets_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus
+) -> None:
     monkeypatch.chdir(tmp_path)
-    found = [new_run_dir(None, TrainConfig(width=32)) for _ in range(3)]
+    found = [made(None, CONFIG, corpus) for _ in range(3)]
     assert len(set(found)) == 3
     assert all(path.parent == Path("runs") and "-umup-w32" in path.name for path in found)
-    assert all(load_config(path) == TrainConfig(width=32) for path in found)
+    assert all(load_config(path) == CONFIG for path in found)
 
 
-def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
-    assert new_run_dir(tmp_path, TrainConfig()) == tmp_path
-    assert load_config(tmp_path) == TrainConfig()
+def test_an_empty_directory_is_taken(tmp_path: Path, corpus: Corpus) -> None:
+    assert made(tmp_path, CONFIG, corpus) == tmp_path
+    assert load_config(tmp_path) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -103,52 +116,36 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
         (["letter.txt"], "name another"),
     ],
 )
-def test_what_is_there_is_never_overwritten(tmp_path: Path, files: list[str], mend: str) -> None:
+def test_what_is_there_is_never_overwritten(tmp_path: Path, files: list[str], mend: str, corpus: Corpus) -> None:
     for name in files:
         (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=f"^--out: {tmp_path} exists and is not an empty directory; ") as error:
-        new_run_dir(tmp_path, TrainConfig())
+        RunDir.create(tmp_path, CONFIG, corpus)
     assert str(error.value).endswith(f"; {mend.format(out=tmp_path)}")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(files, "mine")
 
 
-def test_a_file_is_no_directory(tmp_path: Path) -> None:
+def test_a_file_is_no_directory(tmp_path: Path, corpus: Corpus) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"^--out: .*/file exists and is not an empty directory; name another$"):
-        new_run_dir(tmp_path / "file", TrainConfig())
+        RunDir.create(tmp_path / "file", CONFIG, corpus)
 
 
-# ---- what a run leaves in it ----
+# ---- What a run leaves in it ----
 
 
-def test_a_run_goes_on_from_its_checkpoint_and_forgets_what_came_after(tmp_path: Path) -> None:
-    config, state = TrainConfig(width=32, seed=7), {"params/a": np.arange(6.0), "m/a": np.ones(3, np.float32)}
-    run = RunDir(tmp_path)
-    assert run.resume() is None
-    for step in range(5):
-        if step == 3:
-            run.save(state, config, step, 1.5)
-        run.log({"step": step, "loss": 5.0 - step})
-    found = RunDir(tmp_path).resume()
-    assert found is not None
-    kept, step, seconds, losses = found
-    assert (step, seconds, losses) == (3, 1.5, [5.0, 4.0, 3.0])
-    assert kept.keys() == state.keys()
-    assert all(np.array_equal(kept[name], array) for name, array in state.items())
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+def test_a_run_without_a_checkpoint_starts_its_metrics_anew(tmp_path: Path, corpus: Corpus) -> None:
+    with RunDir.create(tmp_path, CONFIG, corpus) as run:
+        run.log({"step": 0, "loss": 1.0})
+        run.log({"step": 1, "loss": 1.5})
+    with RunDir.resume(tmp_path, corpus) as run:
+        assert (run.step, run.state, run.losses) == (0, None, [])
+        run.log({"step": 0, "loss": 2.0})
+    assert read_metrics(tmp_path) == [{"step": 0, "loss": 2.0}]
 
 
-def test_a_run_without_a_checkpoint_starts_its_metrics_anew(tmp_path: Path) -> None:
-    RunDir(tmp_path).log({"step": 0, "loss": 1.0})
-    run = RunDir(tmp_path)
-    assert run.resume() is None
-    run.log({"step": 0, "loss": 2.0})
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 2.0}\n'
-
-
-def test_a_checkpoint_names_the_model_alone(tmp_path: Path) -> None:
-    config = TrainConfig(width=32, alpha_res=0.5, seed=7)
-    RunDir(tmp_path).save({}, config, 0, 0.0)
-    _, info = checkpoint.load(tmp_path / "checkpoint.safetensors")
-    assert ModelConfig(**info["model"]) == ModelConfig(width=32, alpha_res=0.5)
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path, corpus: Corpus) -> None:
+    made(tmp_path, CONFIG, corpus)
+    (tmp_path / ".checkpoint.safetensors.7.tmp").write_text("half")
+    with RunDir.resume(tmp_path, corpus):
+        assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"config.json", "metrics.jsonl"}

@@ -58,12 +58,12 @@ def test_the_command_writes_a_run_and_prints_json_last(tmp_path: Path, capsys: p
     assert result["run_dir"] == str(tmp_path / "run")
     assert any("a sample" in line for line in text)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json"}
+    assert files - {".lock"} == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 8
 
 
 @pytest.mark.usefixtures("shipped")
-def test_quiet_prints_the_json_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_the_to_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*OPTIONS, "--json", "--quiet", "--out", str(tmp_path / "run")]) == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 1

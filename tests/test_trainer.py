@@ -11,11 +11,13 @@ import pytest
 from microumup import fused, model
 from microumup.config import TrainConfig
 from microumup.data import Corpus, load_corpus, windows
+from microumup.diverged import Diverged
 from microumup.engine import Kernels, Tensor
 from microumup.model import loss
 from microumup.optim import AdamW, adamw
 from microumup.ranges import linear_ranges
-from microumup.trainer import Diverged, Trainer, train
+from microumup.run_dir import Command, RunDir
+from microumup.trainer import Trainer, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
 
@@ -88,13 +90,14 @@ def test_sgd_learns(corpus: Corpus) -> None:
 
 
 def test_the_result_has_what_the_readme_promises(corpus: Corpus, tmp_path: Path) -> None:
-    _, result = train(SMALL, corpus, tmp_path)
+    with RunDir.create(tmp_path, SMALL, corpus) as run:
+        _, result = train(SMALL, corpus, run)
     assert set(result) == {
         "scheme", "width", "steps", "tokens", "loss_first", "loss_final", "loss_valid", "seconds", "tokens_per_second",
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(40))
-    assert set(lines[0]) == {"step", "loss", "lr", "tokens_per_second", "grad_norm"}
+    assert set(lines[0]) == {"step", "loss", "lr", "tokens_per_second", "grad_norm", "crc32"}
     assert result["tokens"] == 40 * 4 * 16
     assert result["loss_first"] == lines[0]["loss"]
     assert result["loss_final"] == (lines[-2]["loss"] + lines[-1]["loss"]) / 2  # 5 % of 40
@@ -112,18 +115,19 @@ class KilledError(Exception):
 
 def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    whole.mkdir()
-    resumed.mkdir()
-    expected, result = train(SMALL, corpus, whole, save_every=10)
+    command = Command(save_every=10)
+    with RunDir.create(whole, SMALL, corpus, command) as run:
+        expected, result = train(SMALL, corpus, run)
 
     def kill(step: int, _: Tensor) -> None:
         if step == 25:
             raise KilledError
 
-    with pytest.raises(KilledError):
-        train(SMALL, corpus, resumed, save_every=10, watch=kill, watch_every=1)
+    with pytest.raises(KilledError), RunDir.create(resumed, SMALL, corpus, command) as run:
+        train(SMALL, corpus, run, watch=kill, watch_every=1)
     assert len((resumed / "metrics.jsonl").read_text().splitlines()) == 25
-    trainer, again = train(SMALL, corpus, resumed, save_every=10)
+    with RunDir.resume(resumed, corpus) as run:
+        trainer, again = train(SMALL, corpus, run)
     assert all(np.array_equal(trainer.params[name], w) for name, w in expected.params.items())
     for key in ("loss_first", "loss_final", "loss_valid"):
         assert again[key] == result[key]

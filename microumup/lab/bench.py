@@ -11,32 +11,31 @@ to the faster.
     D   width 256, sequences of 256, 4 in a batch, 32,000 tokens
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from microumup import cli, fused
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
 from microumup.lab import ledger
+from microumup.lab.tables import text_table
 from microumup.lab.twins import TWINS, Twin, load_peer
-from microumup.lab.workers import run_all
+from microumup.lab.workers import bar, run_all
 from microumup.model import init_params
 from microumup.trainer import Trainer
 
-T = TypeVar("T")
 Program = Callable[[], Any]
 Shape = dict[str, Any]
 
@@ -52,10 +51,14 @@ OURS = "umup"  # the scheme whose step is held against its own matrix products
 FUSED = ", fused AdamW"
 PRODUCTS = "its matrix products alone"
 AGREEMENT = 1e-4  # of float32 losses and gradients over 4 layers; they agree to some 1e-6
+FP8_SHAPES: Sequence[Shape] = (
+    {"width": 64, "layers": 2, "head_dim": 16, "seq_len": 64, "batch_size": 16},
+    {"width": 256, "layers": 2, "head_dim": 16, "seq_len": 32, "batch_size": 16},
+    CONFIGS["C"],
+)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Programs: each a function that takes a whole training step on one and the same batch
+# ---- Programs: each a function that takes a whole training step on one and the same batch ----
 
 
 def new_program(name: str, shape: Shape, threads: int) -> Program:
@@ -107,8 +110,7 @@ def disagreement(ours: tuple[float, dict[str, Array]], theirs: tuple[float, dict
     return worst, found[worst]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Time
+# ---- Time and memory ----
 
 
 def take_turns(
@@ -116,7 +118,7 @@ def take_turns(
 ) -> dict[str, Array]:
     """Seconds of each program in each of `rounds` turns, after one of warm-up. Every other turn goes backwards."""
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in bar(range(rounds + 1), what, progress):
+    for turn in bar(range(rounds + 1), progress=progress, desc=what):
         for name in list(programs)[:: 1 if turn % 2 else -1]:
             start = perf_counter()
             programs[name]()
@@ -124,16 +126,15 @@ def take_turns(
     return {name: np.array(seconds[1:]) for name, seconds in times.items()}
 
 
-def bar(things: Iterable[T], what: str, progress: bool) -> Iterable[T]:
-    """`things`, under a bar on a terminal while they are gone through."""
-    found: Iterable[T] = tqdm(things, desc=what, leave=False, disable=None if progress else True)
-    return found
+def median_ms(times: dict[str, Array]) -> dict[str, float]:
+    """Milliseconds of each program, the median over its turns."""
+    return {name: 1000 * float(np.median(seconds)) for name, seconds in times.items()}
 
 
 class Ratio(NamedTuple):
     """Median and quartiles of the ratios of two programs' times, turn by turn."""
 
-    median: float
+    ratio: float
     low: float
     high: float
 
@@ -145,16 +146,10 @@ def ratio(ours: Array, theirs: Array) -> Ratio:
     return Ratio(median(of_turns), low, high)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
 def peak_growth(program: str, shape: Shape, threads: int) -> float | None:
-    """MiB that three steps of a program need at most, on top of what its process has when all is imported.
-
-    In a process of its own. None where there is no /proc, that is elsewhere than on Linux.
-    """
-    return run_all(_grow, [(program, shape, threads)], 1, progress=False, unit="program")[0]
+    """MiB that three steps of a program need at most, beyond what its own process has when all is imported; None where
+    there is no /proc, that is elsewhere than on Linux."""
+    return run_all(_grow, [(program, shape, threads)], 1)[0]
 
 
 def _grow(job: tuple[str, Shape, int]) -> float | None:
@@ -176,45 +171,11 @@ def _kib(key: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(key)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A config, all about it
+# ---- What is measured, as `--json` puts it out ----
 
 
 class Disagreement(Exception):
     """A peer computes something else than we do."""
-
-
-def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progress: bool) -> dict[str, Any]:
-    """Measurements of a config, as `--json` puts them out, but for its ledger.
-
-    Raises ValueError where a peer is not installed, Disagreement where it computes something else.
-    """
-    shape = CONFIGS[name]
-    schemes = list(dict.fromkeys([OURS, *(TWINS[peer].scheme for peer in peers)]))
-    variants = {peer: [f"{peer}{suffix}" for suffix in ("", FUSED)] for peer in peers}
-    agreement = {peer: check(peer, shape, threads) for peer in bar(peers, f"config {name}, agreement", progress)}
-    calls = ledger.count_step(lambda: new_program(OURS, shape, threads))
-    names = [*schemes, *(variant for of_peer in variants.values() for variant in of_peer)]
-    programs = {program: new_program(program, shape, threads) for program in names}
-    programs[PRODUCTS] = ledger.products_alone(calls)
-    times = take_turns(programs, rounds, progress=progress, what=f"config {name}, time")
-
-    step_ms = {program: 1000 * float(np.median(seconds)) for program, seconds in times.items()}
-    fastest = {peer: min(variants[peer], key=lambda variant: step_ms[variant]) for peer in peers}
-    ratios = {peer: ratio(times[TWINS[peer].scheme], times[fastest[peer]]) for peer in peers}
-    to_products = ratio(times[OURS], times[PRODUCTS])
-    measured = bar([*schemes, *fastest.values()], f"config {name}, memory", progress)
-    flops = sum(call.gemm_flops for call in calls)
-    return {
-        "config": name, "threads": threads, "rounds": rounds, "agreement": agreement, "step_ms": step_ms,
-        "fastest": fastest,
-        "ratio_to": {peer: r.median for peer, r in ratios.items()},
-        "ratio_to_spread": {peer: [r.low, r.high] for peer, r in ratios.items()},
-        "umup_over_sp": ratio(times["umup"], times["sp"]).median if "sp" in times else None,
-        "gemm_ratio": to_products.median, "gemm_ratio_spread": [to_products.low, to_products.high],
-        "gemm_share": 1 / to_products.median, "gemm_gflops": flops / step_ms[PRODUCTS] / 1e6,
-        "peak_growth_mib": {program: peak_growth(program, shape, threads) for program in measured},
-    }  # fmt: skip
 
 
 def check(peer: str, shape: Shape, threads: int) -> float:
@@ -226,11 +187,40 @@ def check(peer: str, shape: Shape, threads: int) -> float:
     return size
 
 
+def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progress: bool) -> dict[str, Any]:
+    """A config against peers and its own products. Raises Disagreement where a peer computes something else."""
+    shape = CONFIGS[name]
+    schemes = list(dict.fromkeys([OURS, *(TWINS[peer].scheme for peer in peers)]))
+    checked = bar(peers, progress=progress, desc=f"config {name}, agreement")
+    agreement = {peer: check(peer, shape, threads) for peer in checked}
+    calls = ledger.count_step(lambda: new_program(OURS, shape, threads))
+    names = [*schemes, *(peer + adamw for peer in peers for adamw in ("", FUSED))]
+    programs = {program: new_program(program, shape, threads) for program in names}
+    programs[PRODUCTS] = ledger.products_alone(calls)
+    times = take_turns(programs, rounds, progress=progress, what=f"config {name}, time")
+
+    step_ms = median_ms(times)
+    fastest = {peer: min((peer, peer + FUSED), key=step_ms.__getitem__) for peer in peers}
+    ratios = {peer: ratio(times[TWINS[peer].scheme], times[fastest[peer]]) for peer in peers}
+    to_products = ratio(times[OURS], times[PRODUCTS])
+    measured = bar([*schemes, *fastest.values()], progress=progress, desc=f"config {name}, memory")
+    return {
+        "config": name, "threads": threads, "rounds": rounds, "agreement": agreement, "step_ms": step_ms,
+        "fastest": fastest,
+        "ratio_to": {peer: r.ratio for peer, r in ratios.items()},
+        "ratio_to_spread": {peer: [r.low, r.high] for peer, r in ratios.items()},
+        "umup_over_sp": ratio(times["umup"], times["sp"]).ratio if "sp" in times else None,
+        "gemm_ratio": to_products.ratio, "gemm_ratio_spread": [to_products.low, to_products.high],
+        "gemm_share": 1 / to_products.ratio,
+        "gemm_gflops": sum(call.gemm_flops for call in calls) / step_ms[PRODUCTS] / 1e6,
+        "peak_growth_mib": {program: peak_growth(program, shape, threads) for program in measured},
+    }  # fmt: skip
+
+
 def by_width(threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
     """Milliseconds of our step at WIDTHS; all else is config A's."""
     programs = {str(width): new_program(OURS, CONFIGS["A"] | {"width": width}, threads) for width in WIDTHS}
-    times = take_turns(programs, rounds, progress=progress, what="widths")
-    return {width: 1000 * float(np.median(seconds)) for width, seconds in times.items()}
+    return median_ms(take_turns(programs, rounds, progress=progress, what="widths"))
 
 
 def by_pair(name: str, threads: int, rounds: int, *, progress: bool) -> dict[str, float]:
@@ -241,77 +231,37 @@ def by_pair(name: str, threads: int, rounds: int, *, progress: bool) -> dict[str
         trainer.kernels = {other: pair for other, pair in fused.KERNELS.items() if other is not op}
         programs[op.__name__ if op else ""] = partial(trainer.update, 0)
     times = take_turns(programs, rounds, progress=progress, what=f"config {name}, pairs")
-    return {op: ratio(seconds, times[""]).median - 1 for op, seconds in times.items() if op}
+    return {op: ratio(seconds, times[""]).ratio - 1 for op, seconds in times.items() if op}
 
 
 def count(name: str) -> dict[str, Any]:
     """The ledger of a config's step, on one thread."""
-
-    def new_step() -> Program:
-        return new_program(OURS, CONFIGS[name], 1)
-
-    rows, memory = ledger.totals(ledger.count_step(new_step)), ledger.memory(new_step)
-    return {"rows": [row._asdict() for row in rows], "memory": memory._asdict()}
+    new_step = partial(new_program, OURS, CONFIGS[name], 1)
+    return {"rows": ledger.totals(ledger.count_step(new_step)), "memory": ledger.memory(new_step)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# FP8
+def compare(name: str, ours: Program, theirs: Program, rounds: int) -> dict[str, Any]:
+    """Median times when the two take turns, and their ratio with its quartiles."""
+    times = take_turns({"ours_ms": ours, "theirs_ms": theirs}, rounds)
+    return {"name": name} | median_ms(times) | ratio(*times.values())._asdict()
 
 
-class Comparison(NamedTuple):
-    """Median times in milliseconds, and the median of the ratios ours/theirs with its quartiles."""
-
-    name: str
-    ours_ms: float
-    theirs_ms: float
-    ratio: float
-    low: float
-    high: float
-
-
-def compare(name: str, ours: Program, theirs: Program, rounds: int) -> Comparison:
-    """Let the two take turns."""
-    times = take_turns({"ours": ours, "theirs": theirs}, rounds)
-    ours_ms, theirs_ms = (1000 * float(np.median(seconds)) for seconds in times.values())
-    return Comparison(name, ours_ms, theirs_ms, *ratio(times["ours"], times["theirs"]))
-
-
-def bench_quantize(fmt: Format, dtype: Any, rounds: int) -> Comparison:
-    """`quantize` against clip and ml_dtypes' cast there and back, on 2^20 standard normal numbers."""
+def fp8_programs() -> Iterator[tuple[str, Program, Program]]:
+    """`quantize`, and clip with ml_dtypes' cast there and back, on 2^20 standard normal numbers; a training step with
+    the recipe `fp8`, and one in float32."""
     x = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
-    def round_trip() -> Any:
+    def round_trip(fmt: Format, dtype: Any) -> Any:
         return np.clip(x, -fmt.max, fmt.max).astype(dtype).astype(np.float32)
 
-    return compare(f"quantize to {fmt.name}, ml_dtypes", lambda: quantize(x, fmt), round_trip, rounds)
+    for fmt, dtype in ((E4M3, ml_dtypes.float8_e4m3fn), (E5M2, ml_dtypes.float8_e5m2)):
+        yield f"quantize to {fmt.name}, ml_dtypes", partial(quantize, x, fmt), partial(round_trip, fmt, dtype)
+    for shape in FP8_SHAPES:
+        fp8, plain = (partial(new_trainer(shape, 1, fp8=recipe).update, 0) for recipe in ("fp8", "none"))
+        yield "FP8 step, float32: " + ", ".join(f"{key} {value}" for key, value in shape.items()), fp8, plain
 
 
-def bench_fp8_step(shape: Shape, rounds: int) -> Comparison:
-    """A training step with the recipe `fp8` against one in float32."""
-    fp8, plain = (partial(new_trainer(shape, 1, fp8=recipe).update, 0) for recipe in ("fp8", "none"))
-    name = "FP8 step, float32: " + ", ".join(f"{key} {value}" for key, value in shape.items())
-    return compare(name, fp8, plain, rounds)
-
-
-FP8_SHAPES: Sequence[Shape] = (
-    {"width": 64, "layers": 2, "head_dim": 16, "seq_len": 64, "batch_size": 16},
-    {"width": 256, "layers": 2, "head_dim": 16, "seq_len": 32, "batch_size": 16},
-    {"width": 256, "layers": 4, "head_dim": 64, "seq_len": 256, "batch_size": 8},
-)
-
-
-def bench_fp8(rounds: int, *, progress: bool) -> list[Comparison]:
-    """Rounding against ml_dtypes' casts, and a training step with it against one without."""
-    jobs: list[Callable[[], Comparison]] = [
-        lambda: bench_quantize(E4M3, ml_dtypes.float8_e4m3fn, rounds),
-        lambda: bench_quantize(E5M2, ml_dtypes.float8_e5m2, rounds),
-        *(lambda shape=shape: bench_fp8_step(shape, rounds) for shape in FP8_SHAPES),
-    ]
-    return run_all(lambda job: job(), jobs, 0, progress=progress, unit="comparison")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
+# ---- The command ----
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -340,10 +290,11 @@ def main(argv: list[str] | None = None) -> int:
         configs = list(dict.fromkeys(args.config or ["A"]))
         for name in configs:
             TrainConfig(**CONFIGS[name], threads=args.threads)
+    found: dict[str, Any] = {}
     if args.fp8:
-        comparisons = bench_fp8(args.rounds, progress=progress)
-        print_comparisons(say, comparisons)
-        found: dict[str, Any] = {"comparisons": [c._asdict() for c in comparisons]}
+        pairs = bar(fp8_programs(), progress=progress, total=2 + len(FP8_SHAPES), unit="comparison")
+        found = {"comparisons": [compare(name, ours, theirs, args.rounds) for name, ours, theirs in pairs]}
+        say(comparison_table(found["comparisons"]))
     else:
         benches = []
         for name in configs:
@@ -352,64 +303,58 @@ def main(argv: list[str] | None = None) -> int:
             except Disagreement as error:
                 print(f"microumup bench: config {name}: {error}", file=sys.stderr)
                 return 1
-            print_bench(say, benches[-1])
+            say(bench_table(benches[-1]))
             if args.pairs:
                 benches[-1]["pairs"] = by_pair(name, args.threads, args.rounds, progress=progress)
                 say("gain: " + ", ".join(f"{op} {gain:+.1%}" for op, gain in benches[-1]["pairs"].items()))
             if args.ledger:
                 benches[-1]["ledger"] = count(name)
-                print_ledger(say, benches[-1]["ledger"])
+                say(ledger_table(**benches[-1]["ledger"]))
         found = benches[0] if len(benches) == 1 else {"benches": benches}
         if args.widths:
             found["widths"] = by_width(args.threads, args.rounds, progress=progress)
-            say("\nwidth  " + "".join(f"{width:>10}" for width in found["widths"]))
-            say("step   " + "".join(f"{ms:7.1f} ms" for ms in found["widths"].values()))
+            steps = (f"{ms:.1f} ms" for ms in found["widths"].values())
+            say("\n" + text_table([["width", *found["widths"]], ["step", *steps]], "<" + ">" * len(WIDTHS)))
     if args.json:
-        print(json.dumps(found))
+        print(to_json(found))
     return 0
 
 
-def print_bench(say: Callable[..., None], b: dict[str, Any]) -> None:
-    """A line for every program: its time, our time over its, its memory."""
+def bench_table(b: dict[str, Any]) -> str:
+    """A line for every program: its time, our time over its, its memory; and what follows from them."""
     shape = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in CONFIGS[b["config"]].items())
-    say(f"\nconfig {b['config']}: {shape}; threads {b['threads']}, {b['rounds']} turns")
-    say(f"{'':28}{'a step':>11}   {'ours over it':<28}{'memory':>8}")
-    held_against = {variant: (peer, TWINS[peer].scheme) for peer, variant in b["fastest"].items()}
+    over = {PRODUCTS: (OURS, b["gemm_ratio"], *b["gemm_ratio_spread"])}
+    for peer, variant in b["fastest"].items():
+        over[variant] = (TWINS[peer].scheme, b["ratio_to"][peer], *b["ratio_to_spread"][peer])
+    rows = [["", "a step", "ours over it", "memory"]]
     for program, ms in b["step_ms"].items():
-        over = ""
-        if program == PRODUCTS:
-            low, high = b["gemm_ratio_spread"]
-            over = f"{OURS} {b['gemm_ratio']:.3f} ({low:.3f} to {high:.3f})"
-        elif program in held_against:
-            peer, scheme = held_against[program]
-            low, high = b["ratio_to_spread"][peer]
-            over = f"{scheme} {b['ratio_to'][peer]:.3f} ({low:.3f} to {high:.3f})"
+        ours = "{} {:.3f} ({:.3f} to {:.3f})".format(*over[program]) if program in over else ""
         mib = b["peak_growth_mib"].get(program)
-        say(f"{program:28}{ms:8.2f} ms   {over:34}".rstrip() if mib is None else
-            f"{program:28}{ms:8.2f} ms   {over:34}{mib:5.0f} MiB")  # fmt: skip
-    say(f"matrix products: {b['gemm_share']:.0%} of our step, {b['gemm_gflops']:.1f} GFLOP/s")
+        rows.append([program, f"{ms:.2f} ms", ours, "" if mib is None else f"{mib:.0f} MiB"])
+    lines = [f"\nconfig {b['config']}: {shape}; threads {b['threads']}, {b['rounds']} turns"]
+    lines += [text_table(rows, "<><>", gap="   ")]
+    lines += [f"matrix products: {b['gemm_share']:.0%} of our step, {b['gemm_gflops']:.1f} GFLOP/s"]
     if b["umup_over_sp"]:
-        say(f"the factors of u-µP: umup takes {b['umup_over_sp']:.3f} of the time of sp")
-    for peer, size in b["agreement"].items():
-        say(f"{peer}: loss and all gradients within {size:.1e} of ours")
+        lines += [f"the factors of u-µP: umup takes {b['umup_over_sp']:.3f} of the time of sp"]
+    lines += [f"{peer}: loss and all gradients within {size:.1e} of ours" for peer, size in b["agreement"].items()]
+    return "\n".join(lines)
 
 
-def print_ledger(say: Callable[..., None], found: dict[str, Any]) -> None:
+def ledger_table(rows: list[dict[str, Any]], memory: dict[str, int]) -> str:
     """A line for every op, and memory."""
-    say(f"\n{'a step on one thread':32}{'calls':>8}{'gemm MFLOP':>12}{'other MFLOP':>13}{'MB moved':>10}")
-    for row in found["rows"]:
-        flops, other, moved = (row[key] / 1e6 for key in ("gemm_flops", "other_flops", "bytes"))
-        say(f"{row['op']:32}{row['calls']:8}{flops:12.1f}{other:13.1f}{moved:10.1f}")
-    held, peak = (found["memory"][key] / 2**20 for key in ("held", "peak"))
-    say(f"memory alive: {held:.1f} MiB between steps, {peak:.1f} MiB at most within one")
+    lines = [["a step on one thread", "calls", "gemm MFLOP", "other MFLOP", "MB moved"]]
+    for row in rows:
+        millions = (f"{row[key] / 1e6:.1f}" for key in ("gemm_flops", "other_flops", "bytes"))
+        lines.append([row["op"], str(row["calls"]), *millions])
+    held, peak = (memory[key] / 2**20 for key in ("held", "peak"))
+    alive = f"memory alive: {held:.1f} MiB between steps, {peak:.1f} MiB at most within one"
+    return f"\n{text_table(lines, '<>>>>')}\n{alive}"
 
 
-def print_comparisons(say: Callable[..., None], comparisons: Sequence[Comparison]) -> None:
+def comparison_table(comparisons: list[dict[str, Any]]) -> str:
     """A line for every comparison."""
-    say(f"{'':88}{'ours':>10}{'theirs':>10}{'ratio':>8}  quartiles")
+    rows = [["", "ours", "theirs", "ratio", "quartiles"]]
     for c in comparisons:
-        say(f"{c.name:88}{c.ours_ms:7.2f} ms{c.theirs_ms:7.2f} ms{c.ratio:8.3f}  {c.low:.3f} to {c.high:.3f}")
-
-
-if __name__ == "__main__":
-    cli.run(main)
+        times = (f"{c[key]:.2f} ms" for key in ("ours_ms", "theirs_ms"))
+        rows.append([c["name"], *times, f"{c['ratio']:.3f}", f"{c['low']:.3f} to {c['high']:.3f}"])
+    return text_table(rows, "<>>>>")

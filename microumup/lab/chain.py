@@ -23,17 +23,19 @@ So the map is exact from any row to any other. What it cannot carry over, and `c
 row is not θ C, and where a fresh weight there is not θ times one here. What all C have in common is a matter of η.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields
+from itertools import accumulate
 from math import prod, sqrt
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.cli import Parser, bad_input, say, shared, whole
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
@@ -57,10 +59,10 @@ class Moved(NamedTuple):
 def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
     """Weights and moments of `source` as those of `target`; the number of updates stays what it is.
 
-    `moments` are AdamW's, or none of SGD. Where `changes` is empty Adam
-    stays on its trajectory at ε = 0, with weight decay that is independent of C. SGD, which has no C, does with the
-    gradient constants of `target` over θ². Raises ValueError where source and target cannot be the same network, or
-    cast to FP8, through which no factor passes unchanged.
+    `moments` are AdamW's, or none of SGD. Where `changes` is empty Adam stays on its trajectory at ε = 0, with weight
+    decay that is independent of C. SGD, which has no C, does with the gradient constants of `target` over θ². Raises
+    ValueError where source and target cannot be the same network, or cast to FP8, through which no factor passes
+    unchanged.
     """
     for name in ("width", "layers", "head_dim", "vocab_size", "norm_eps", "rope_base"):
         if (old := getattr(source.config, name)) != (new := getattr(target.config, name)):
@@ -72,10 +74,8 @@ def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
     theta = weight_factors(source, target)
     c, moved_c = gradient_constants(source), gradient_constants(target)
     of_g = {name: moved_c[name] / c[name] / theta[name] for name in theta}
-    moved = {
-        moment: {name: array * of_g[name] ** {"m": 1, "v": 2}[moment] for name, array in arrays.items()}
-        for moment, arrays in moments.items()
-    }
+    power = {"m": 1, "v": 2}
+    moved = {k: {name: a * of_g[name] ** power[k] for name, a in arrays.items()} for k, arrays in moments.items()}
     return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
 
 
@@ -112,14 +112,12 @@ def gains(p: Plan) -> dict[str, Factors]:
 
 def trunk_scales(p: Plan) -> list[float]:
     """r_0, the std that a fresh embedding puts out, and what the trunk has left of it after each branch: r_0 Π b."""
-    scales = [p.weights["embedding"].A * p.weights["embedding"].init_std]
-    for branch in p.branches:
-        scales.append(scales[-1] * branch.b)
-    return scales
+    r_0 = p.weights["embedding"].A * p.weights["embedding"].init_std
+    return list(accumulate((branch.b for branch in p.branches), mul, initial=r_0))
 
 
 def changes(source: Plan, target: Plan) -> list[str]:
-    """What training does not keep, a sentence each; none where `target` goes on as `source` would."""
+    """Sentences on what training does not keep, one each; none where `target` goes on as `source` would."""
     before, after, theta = source.weights, target.weights, weight_factors(source, target)
     old, new, (lr, needed) = gains(source), gains(target), lr_factors(source, target)
 
@@ -145,7 +143,7 @@ def changes(source: Plan, target: Plan) -> list[str]:
 
 
 def _by_kind(names: list[str], words: Callable[[list[str]], str]) -> dict[str, str]:
-    """What `words` says of the q of all layers, of all k, …, and of which of these kinds it says it."""
+    """Sentences that `words` makes of the q of all layers, of all k, …, and for each the kinds it is said of."""
     found: dict[str, str] = {}
     for kind in dict.fromkeys(name.rpartition(".")[2] for name in names):
         said = words([name for name in names if name.rpartition(".")[2] == kind])
@@ -206,18 +204,18 @@ def measure(link: Link, source: Plan, target: Plan, *, steps: int = 30, seed: in
     Differences are the largest of any loss: `forward` right after the move, `losses` along training by Adam's ε,
     `with_needed_C` at ε = 0 with the C of `lr_factors` for those of the target: none, if `changes` forgets nothing.
     """
-    text, (lr_factor, needed) = _text(source.config, 2 * steps, seed), lr_factors(source, target)
+    batches, (lr_factor, needed) = _batches(source.config, 2 * steps, seed), lr_factors(source, target)
     lr = SCHEMES[link.source].typical_lr / 2  # with no schedule all of it is at the edge of chaos, where rounding grows
     C, own = ({name: w.C for name, w in p.weights.items()} for p in (source, target))
     half = AdamW(init_params(source.config, seed, np.float64), C, lr=lr, weight_decay=2**-13, eps=0.0)
-    train(source, half, text[:steps])
+    train(source, half, batches[:steps])
 
     def differences(moved_C: Factors, eps: float = 0.0) -> Array:
         here, moved = deepcopy(half), move(half.params, half.moments, source, target)
         there = AdamW(moved.params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
         there.moments, there.updates = moved.moments, half.updates
         here.eps = eps
-        return np.abs(train(target, there, text[steps:]) - train(source, here, text[steps:]))
+        return np.abs(train(target, there, batches[steps:]) - train(source, here, batches[steps:]))
 
     by_eps = {f"{eps:g}": differences(own, eps) for eps in (0.0, 1e-8)}
     forward, with_needed_C = float(by_eps["0"][0]), float(differences(needed).max())
@@ -243,10 +241,10 @@ def train(p: Plan, optimizer: AdamW, text: Array) -> Array:
     return np.array(losses)
 
 
-def _text(config: ModelConfig, batches: int, seed: int) -> Array:
-    """Sequences that count on by 1, 2 or 3, (batches, B, T+1). The inputs of the first batch have every token: at ε = 0
+def _batches(config: ModelConfig, count: int, seed: int) -> Array:
+    """Sequences that count on by 1, 2 or 3, (count, B, T+1). The inputs of the first batch have every token: at ε = 0
     Adam would divide 0 by 0 in the embedding of one that did not come up yet."""
-    rng, V, shape = np.random.default_rng(seed), config.vocab_size, (batches, SEQUENCES, config.seq_len + 1)
+    rng, V, shape = np.random.default_rng(seed), config.vocab_size, (count, SEQUENCES, config.seq_len + 1)
     text = (rng.integers(V, size=(*shape[:2], 1)) + rng.integers(1, 4, shape).cumsum(-1)) % V
     text[0, :, :-1].flat[:V] = np.arange(V)
     return text
@@ -255,11 +253,11 @@ def _text(config: ModelConfig, batches: int, seed: int) -> Array:
 def main(argv: list[str] | None = None) -> int:
     """The command `chain`: 0 when every step does what its row says, 1 when one does not, 2 on a bad argument."""
     parser = Parser("chain", __doc__ or "")
-    text = {f.name: f.metadata["help"] for f in fields(ModelConfig)}
-    text |= {"steps": "updates before the move, and again after it"}
-    for name, default in {**SIZES, "steps": 30}.items():
-        described = f"{text[name]} (default: {default})"
-        parser.add_argument(option_name(name), type=whole, default=default, metavar="N", help=described)
+    words = {f.name: f.metadata["help"] for f in fields(ModelConfig) if f.name in SIZES}
+    for name, text in (words | {"steps": "updates before the move, and again after it"}).items():
+        described = f"{text} (default: %(default)s)"
+        parser.add_argument(option_name(name), type=whole, metavar="N", help=described)
+    parser.set_defaults(**SIZES, steps=30)
     shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)
     with bad_input(parser):
@@ -272,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     if failed := [f"{f['source']} -> {f['target']}" for f in found if not f["passed"]]:
         print(f"microumup chain: not what the row says: {', '.join(failed)}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"passed": not failed, "steps": found}))
+        print(to_json({"passed": not failed, "steps": found}))
     return 1 if failed else 0
 
 

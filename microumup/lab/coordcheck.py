@@ -33,23 +33,24 @@ no weight decay, and η is 1/16 of the scheme's typical one: small steps go as t
 leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, isfinite, nan, sqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
 from microumup.lab.scales import Op, loss_with_logits, named_ops
+from microumup.lab.statistics import mean_interval
 from microumup.lab.workers import run_all
 from microumup.model import init_params
 from microumup.optim import AdamW
@@ -61,6 +62,11 @@ TOLERANCE = 0.25
 WIDTHS = (64, 128, 256, 512, 1024)
 SEQ_LEN = 16
 
+MEASURES = {  # heading in the table, words of the verdict, title of a panel
+    "init": ("RMS at initialization", "the size at initialization", "at initialization"),
+    "effect": ("RMS of A Δw x, the effect of a weight's updates", "the effect of the updates", "effect of updates"),
+    "change": ("RMS of the change since initialization", "the change by the updates", "change since init"),
+}
 TRUNK = ("attn_add", "ffn_add", "final_norm")
 SAME_SIZE = ("attn_split", "ffn_split", "q_rope", "k_rope")  # not measured: the trunk as it is, q and k turned
 
@@ -99,9 +105,8 @@ class Report(NamedTuple):
         """Row of every tensor and measure that is furthest off what is expected."""
         worst: dict[tuple[str, str], Row] = {}
         for row in self.rows:
-            key = row.measure, row.tensor
-            if key not in worst or row.off > worst[key].off:
-                worst[key] = row
+            first = worst.setdefault((row.measure, row.tensor), row)
+            worst[row.measure, row.tensor] = max(first, row, key=lambda row: row.off)
         return list(worst.values())
 
     @property
@@ -151,10 +156,7 @@ def coordcheck(
     return Report(config.scheme, axis, sizes, steps, rows)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
+# ---- Measuring ----
 class Job(NamedTuple):
     """A model to train, and how."""
 
@@ -192,7 +194,7 @@ def run(job: Job) -> list[Sizes]:
 
 
 def activations(ops: list[Op]) -> dict[str, list[Array]]:
-    """What every op returned, by name, layer after layer; and attention's scores, of pairs that see each other."""
+    """Outputs of every op, by name, layer after layer; and attention's scores, of pairs that see each other."""
     found = defaultdict(list)
     for op in ops:
         if op.kind not in SAME_SIZE:
@@ -220,10 +222,7 @@ def _sizes(measure: str, arrays: dict[str, list[Array]]) -> Sizes:
     return {(measure, name): sqrt(sum(rms_of(a) ** 2 for a in of) / len(of)) for name, of in arrays.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Judging
-
-
+# ---- Judging ----
 def expected_slope(
     measure: str, tensor: str, config: ModelConfig, axis: str, *, fixed_heads: bool = False
 ) -> tuple[float, float] | None:
@@ -233,30 +232,22 @@ def expected_slope(
     """
     zero, half, mixed = (0.0, 0.0), (-0.5, -0.5), (-0.5, 0.0)
     if axis == "depth":
-        if measure == "effect":
-            return half if tensor in LINEARS and tensor != "head" else zero
         if measure == "change":
             return (0.0, 0.25) if tensor in (*TRUNK, "head") else None
-        return zero
+        return half if measure == "effect" and tensor in LINEARS and tensor != "head" else zero
     starts_small = config.scheme != "sp" and (tensor == "head" or (tensor == "scores" and fixed_heads))
     slow_embedding = "embedding_lr_rule" in SCHEMES[config.scheme].hyperparameters and config.embedding_lr_rule
-    if measure == "init":
-        return half if starts_small else zero
-    if measure == "effect":
-        return half if slow_embedding and tensor == "embedding" else zero
-    near_embedding = slow_embedding and tensor in ("attn_norm", "q", "k", "v")
-    return mixed if starts_small or near_embedding else zero
-
-
-# Student's t that 95 % stay below in absolute value, with 1, 2, … degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
+    if measure == "change":
+        near_embedding = slow_embedding and tensor in ("attn_norm", "q", "k", "v")
+        return mixed if starts_small or near_embedding else zero
+    return half if (starts_small if measure == "init" else slow_embedding and tensor == "embedding") else zero
 
 
 def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:
-    """The slope of log RMS over log size by least squares, and the ± of its 95 % confidence interval over seeds.
+    """The slope of log RMS over log size by least squares, mean over seeds, and the ± of its 95 % confidence interval.
 
-    rms (seeds, sizes). The interval is Student's, of the mean of every seed's slope; nan with a single seed. The slope
-    is inf where an RMS is not finite, and -inf where one is 0.
+    rms (seeds, sizes). The interval is nan with a single seed. The slope is inf where an RMS is not finite, and -inf
+    where one is 0.
     """
     if not np.isfinite(rms).all():
         return inf, nan
@@ -264,12 +255,8 @@ def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:
         return -inf, nan
     x = np.log(sizes)
     x -= x.mean()
-    slopes = np.log(rms) @ x / (x @ x)  # (seeds,)
-    freedom = len(slopes) - 1
-    if freedom == 0:
-        return float(slopes[0]), nan
-    t = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.7 / freedom
-    return float(slopes.mean()), float(t * slopes.std(ddof=1) / sqrt(len(slopes)))
+    slope, _, high = mean_interval(np.log(rms) @ x / (x @ x))  # (seeds,)
+    return slope, nan if high is None else high - slope
 
 
 def _row(measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array, expected: tuple[float, float]) -> Row:
@@ -312,25 +299,15 @@ def reading(report: Report) -> str:
             f"under small gradients, and the late part of a training do to the best learning rate."
             f"{DRIFT_OVER_DEPTH if axis == 'depth' else ''}"
         )
-
-    def cause(row: Row) -> tuple[str, str, str]:
-        return row.measure, row.verdict, rule_behind(row, axis)
-
-    measure, verdict, rule = cause(failed[0])
-    alike = [row for row in failed if cause(row) == cause(failed[0])]
-    subject = {
-        "init": "the size at initialization",
-        "effect": "the effect of the updates",
-        "change": "the change by the updates",
-    }[measure]
-    consequence = "" if measure == "init" else (
-        f" One learning rate for all is too {'high' if verdict == 'too large' else 'low'} for "
-        f"{'wide' if axis == 'width' else 'deep'} models."
-    )  # fmt: skip
+    causes = [(row.measure, row.verdict, rule_behind(row, axis)) for row in failed]
+    (measure, verdict, rule), right = causes[0], _powers(failed[0].expected, axis)
+    alike = [row for row, cause in zip(failed, causes, strict=True) if cause == causes[0]]
+    lr, models = "high" if verdict == "too large" else "low", "wide" if axis == "width" else "deep"
+    consequence = f" One learning rate for all is too {lr} for {models} models." if measure != "init" else ""
     return (
-        f"FAIL: {len(failed)} of {count} slopes are not as they should be. Look first at {rule}: {subject} of "
-        f"{', '.join(row.tensor for row in alike)} goes as {_powers([row.slope for row in alike], axis)} where "
-        f"{_powers(failed[0].expected, axis)} is right.{consequence}"
+        f"FAIL: {len(failed)} of {count} slopes are not as they should be. Look first at {rule}: "
+        f"{MEASURES[measure][1]} of {', '.join(row.tensor for row in alike)} goes as "
+        f"{_powers([row.slope for row in alike], axis)} where {right} is right.{consequence}"
     )
 
 
@@ -341,16 +318,7 @@ def _powers(slopes: Sequence[float], axis: str) -> str:
     return " to ".join(dict.fromkeys((power(min(slopes)), power(max(slopes)))))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-
-HEADINGS = {
-    "init": "RMS at initialization",
-    "effect": "RMS of A Δw x, the effect of a weight's updates",
-    "change": "RMS of the change since initialization",
-}
-
-
+# ---- The command ----
 def main(argv: list[str] | None = None) -> int:
     """The command `coordcheck`: 0 when the scheme passes, 1 when it does not, 2 on a bad argument."""
     parser = cli.Parser("coordcheck", __doc__ or "")
@@ -358,19 +326,17 @@ def main(argv: list[str] | None = None) -> int:
     # the model's own --width, --layers and --seq-len give way to those of the check
     group = parser.add_argument_group("the check", conflict_handler="resolve")
 
-    def number_of(name: str, what: str, default: int) -> None:
-        group.add_argument(name, type=cli.whole, default=default, metavar="N", help=f"{what} (default: {default})")
-
-    default_widths = ",".join(map(str, WIDTHS))
-    group.add_argument("--widths", type=_wholes, metavar="N,N,…", help=f"to check over (default: {default_widths})")
-    group.add_argument("--depths", type=_wholes, metavar="N,N,…", help="numbers of layers, to check over them instead")
-    group.add_argument("--width", type=cli.whole, metavar="N", help=f"over depths: D (default: {ModelConfig.width})")
-    group.add_argument("--layers", type=cli.whole, metavar="N", help=f"over widths (default: {ModelConfig.layers})")
-    group.add_argument("--heads", type=cli.whole, metavar="N", help="as many at every width, so that head dims grow")
+    N: dict[str, Any] = {"type": cli.whole, "metavar": "N"}
+    sizes: dict[str, Any] = {"type": _wholes, "metavar": "N,N,…"}
+    group.add_argument("--widths", **sizes, help=f"to check over (default: {','.join(map(str, WIDTHS))})")
+    group.add_argument("--depths", **sizes, help="numbers of layers, to check over them instead")
+    group.add_argument("--width", **N, help=f"over depths: D (default: {ModelConfig.width})")
+    group.add_argument("--layers", **N, help=f"over widths (default: {ModelConfig.layers})")
+    group.add_argument("--heads", **N, help="as many at every width, so that head dims grow")
     group.add_argument("--lr", type=cli.number, metavar="X", help="η, constant (default: 1/16 of train's)")
-    number_of("--seq-len", "s, tokens in a sequence", SEQ_LEN)
-    number_of("--batch-size", "B, sequences in the batch", 1)
-    number_of("--steps", "updates", 4)
+    group.add_argument("--seq-len", **N, default=SEQ_LEN, help="s, tokens in a sequence (default: %(default)s)")
+    group.add_argument("--batch-size", **N, default=1, help="B, sequences in the batch (default: %(default)s)")
+    group.add_argument("--steps", **N, default=4, help="updates (default: %(default)s)")
     cli.shared(group, seeds="models of every size", seed="the first of the seeds", workers="; 0: just this one")
     cli.shared(parser, "plot", "quiet", json="passed, rows of all steps")
     args = parser.parse_args(argv)
@@ -395,12 +361,7 @@ def main(argv: list[str] | None = None) -> int:
             plot(args.plot, report)
         say(f"drawn to {args.plot}")
     if args.json:
-        finite = [
-            {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in row._asdict().items()}
-            | {"rms": [x if isfinite(x) else None for x in row.rms]}
-            for row in report.rows
-        ]
-        print(json.dumps({"passed": report.passed} | report._asdict() | {"rows": finite, "reading": reading(report)}))
+        print(to_json({"passed": report.passed} | report._asdict() | {"reading": reading(report)}))
     return 0 if report.passed else 1
 
 
@@ -412,7 +373,7 @@ def table(report: Report) -> str:
     """A line per tensor: its RMS at every size, the slope, the expected one and the verdict."""
     sizes = "".join(f"{f'{report.axis} {size}':>12}" for size in report.sizes)
     lines = [f"{report.scheme:14}{sizes}  step   slope ± 95 %    expected  verdict"]
-    for measure, heading in HEADINGS.items():
+    for measure, (heading, *_) in MEASURES.items():
         lines += ["", heading]
         for row in report.judged:
             if row.measure == measure:
@@ -430,28 +391,20 @@ def plot(path: Path, report: Report) -> None:
     matplotlib, OSError where `path` cannot be written.
     """
     steps = sorted({round(step) for step in np.linspace(1, report.steps, 4)})
-    titles = {
-        "init": "at initialization",
-        "effect": "effect of updates, step",
-        "change": "change since init, step",
-    }
     figure = pic.new_figure(2.8 * (1 + len(steps)), 7)
     mosaic = [["init", *(f"effect {step}" for step in steps)], ["keys", *(f"change {step}" for step in steps)]]
     axes = figure.subplot_mosaic(mosaic, sharey=True)
     tensors = list(dict.fromkeys(row.tensor for row in report.rows))
-    styles = {
-        tensor: {"color": pic.COLOURS[i % len(pic.COLOURS)], "marker": "osv"[i // len(pic.COLOURS)], "markersize": 4}
-        for i, tensor in enumerate(tensors)
-    }
+    looks = ({"color": colour, "marker": marker, "markersize": 4} for marker in "osv" for colour in pic.COLOURS)
+    styles = dict(zip(tensors, looks, strict=False))
     for row in report.rows:
         panel = f"{row.measure} {row.step}" if row.step else "init"
         if panel in axes:
             style = {"linewidth": 1} if row.verdict == "ok" else {"linewidth": 2, "linestyle": "--"}
             axes[panel].plot(report.sizes, row.rms, **styles[row.tensor], **style)
-            axes[panel].set_title(f"{titles[row.measure]} {row.step or ''}")
+            axes[panel].set_title(MEASURES[row.measure][2] + f", step {row.step}" * bool(row.step))
     for panel, ax in axes.items():
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log", base=2)
+        ax.loglog(base=2)
         ax.set_xticks(report.sizes, report.sizes)
         ax.set_xlabel("" if panel.startswith("effect") else report.axis)
         ax.spines[["top", "right"]].set_visible(False)
@@ -462,7 +415,3 @@ def plot(path: Path, report: Report) -> None:
     axes["keys"].legend(keys, tensors, loc="center", ncols=2, frameon=False)
     figure.suptitle(f"{report.scheme}: {'PASS' if report.passed else 'FAIL. Dashed: what goes wrong'}")
     pic.save(figure, path)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,6 +1,5 @@
 """Loss curves of runs, against what counting letters would know: `python -m microumup curve RUN_DIR … --plot FILE`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,11 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
-from microumup.run_dir import load_config
+from microumup.lab.tables import text_table
+from microumup.run_dir import load_config, read_metrics
 
 Config = dict[str, Any]
 
@@ -31,16 +32,12 @@ class Curve(NamedTuple):
 
 def read_run(run_dir: Path) -> tuple[Config, Array]:
     """The config of a run and its losses, a number a step. Raises ValueError when there is none."""
-    config, metrics = asdict(load_config(run_dir)), run_dir / "metrics.jsonl"
-    try:
-        losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
-    except FileNotFoundError:
-        raise ValueError(f"{run_dir} holds no run: there is no {metrics.name}") from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{metrics} is damaged ({error})") from None
-    if not losses:
+    config, records = load_config(run_dir), read_metrics(run_dir)
+    if not (run_dir / "metrics.jsonl").exists():
+        raise ValueError(f"{run_dir} holds no run: there is no metrics.jsonl")
+    if not records:
         raise ValueError(f"{run_dir}: no step is logged yet")
-    return config, np.array(losses)
+    return asdict(config), np.array([record["loss"] for record in records])
 
 
 def smoothed(losses: Array) -> Array:
@@ -90,13 +87,12 @@ def columns(curves: list[Curve]) -> list[int]:
 
 def table(curves: list[Curve]) -> str:
     """A line per curve, under the steps of its columns."""
-    steps, title = columns(curves), "loss, mean over 2 % of a run;  step"
-    rows = [[title, *map(str, steps)]]
+    steps = columns(curves)
+    rows = [["loss, mean over 2 % of a run;  step", *map(str, steps)]]
     for curve in curves:
-        losses = [curve.at(step) for step in steps]
+        losses = map(curve.at, steps)
         rows.append([curve.label, *("-" if loss is None else f"{loss:.3f}" for loss in losses)])
-    wide, narrow = max(len(row[0]) for row in rows), max(7, len(str(steps[-1])) + 2)
-    return "\n".join(f"{label:{wide}}" + "".join(f"{cell:>{narrow}}" for cell in cells) for label, *cells in rows)
+    return text_table(rows, "<" + ">" * len(steps))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         points = {curve.label: curve.losses.tolist() for curve in curves}
         first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
-        print(json.dumps({"curves": points, "first_step": first, "entropies": entropies}))
+        print(to_json({"curves": points, "first_step": first, "entropies": entropies}))
     return 0
 
 
@@ -156,7 +152,3 @@ def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) 
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     pic.save(figure, path)
-
-
-if __name__ == "__main__":
-    cli.run(main)

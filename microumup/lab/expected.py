@@ -1,4 +1,4 @@
-"""What RMS every tensor of `umup` starts at on random tokens, worked out from shapes alone.
+"""The RMS that every tensor of `umup` starts at on random tokens, worked out from shapes alone.
 
 Unit Scaling aims at 1, and most tensors are there. The others depart from it by what follows from the rules:
 
@@ -48,86 +48,84 @@ def expected_rms(config: ModelConfig) -> dict[str, float]:
     if config.scheme != "umup":
         raise ValueError(f"--scheme {config.scheme}: expected scales are known for umup alone")
     c, D, F, V, s = config, config.width, config.ffn_dim, config.vocab_size, config.seq_len
-    scales = plan(c, batch_tokens=s).branches
+    branches = plan(c, batch_tokens=s).branches
     average = np.tril(np.ones((s, s))) / np.arange(1, s + 1)[:, None]  # P
     attention_variance = attention_sigma(c.alpha_attn_softmax, c.head_dim, s) ** 2
     silu, silu_slope = _silu_products(c.alpha_ffn_act)
     silu_variance = gated_silu_sigma(c.alpha_ffn_act) ** 2
-
     rms = dict.fromkeys(_names(c), 1.0)
 
-    def note(M: Array, *names: str) -> None:
-        rms.update(dict.fromkeys(names, sqrt(np.trace(M) / s)))
-
-    def note_dw(M_dy: Array, M_x: Array, *names: str) -> None:
-        rms.update(dict.fromkeys(names, sqrt((M_dy * M_x).sum() / s)))
+    def note(M: Array, names: str, layer: str = "", *, x: Array | None = None) -> None:
+        mean_square = (np.trace(M) if x is None else (M * x).sum()) / s  # with x that of dw, where M is of dy
+        rms.update({layer + name: sqrt(mean_square) for name in names.split()})
 
     # Forward. R is the trunk's matrix; of every branch what backward needs is kept: its normalized input, the squares
     # it was normalized by, and its output.
     same_token = np.eye(s) + (1 - np.eye(s)) / V  # two tokens are the same one, and so is their row, once in V
     R, kept = same_token, []
     for l in range(c.layers):  # noqa: E741
-        note(R, f"layer{l}.attn_split.y")
+        layer, attn, ffn = f"layer{l}.", *branches[2 * l : 2 * l + 2]
+        note(R, "attn_split.y", layer)
         x, squares = _normalized(R)
         y = average @ x @ average.T / attention_variance
-        note(y, *(f"layer{l}.{name}" for name in ("attention.y", "o.x", "o.y")))
+        note(y, "attention.y o.x o.y", layer)
         kept.append((x, squares, y))
-        R = scales[2 * l].a ** 2 * y + scales[2 * l].b ** 2 * R
-        note(R, f"layer{l}.attn_add.y", f"layer{l}.ffn_split.y")
+        R = attn.a**2 * y + attn.b**2 * R
+        note(R, "attn_add.y ffn_split.y", layer)
         x, squares = _normalized(R)
         y = x * silu(x) / silu_variance
-        note(y, *(f"layer{l}.{name}" for name in ("gated_silu.y", "down.x", "down.y")))
+        note(y, "gated_silu.y down.x down.y", layer)
         kept.append((x, squares, y))
-        R = scales[2 * l + 1].a ** 2 * y + scales[2 * l + 1].b ** 2 * R
-        note(R, f"layer{l}.ffn_add.y")
+        R = ffn.a**2 * y + ffn.b**2 * R
+        note(R, "ffn_add.y", layer)
     rms["head.y"] = D**-0.5
 
     # Backward. G is the matrix of the trunk's gradient.
     dx = V / D * np.eye(s)  # dlogits has scale 1 and, the targets being random, nothing in common between positions
-    note(dx, "head.dx", "final_norm.dy")
+    note(dx, "head.dx final_norm.dy")
     G = dx / _normalized(R)[1]
     for l in reversed(range(c.layers)):  # noqa: E741
+        layer, attn, ffn = f"layer{l}.", *branches[2 * l : 2 * l + 2]
         x, squares, y = kept[2 * l + 1]
-        note(G, f"layer{l}.ffn_add.dy", f"layer{l}.down.dy")
-        note_dw(G, y, f"layer{l}.down.dw")
+        note(G, "ffn_add.dy down.dy", layer)
+        note(G, "down.dw", layer, x=y)
         dh = D / F * G
-        note(dh, f"layer{l}.down.dx", f"layer{l}.gated_silu.dy")
+        note(dh, "down.dx gated_silu.dy", layer)
         d_up, d_gate = dh * silu(x) / silu_variance, dh * x * silu_slope(x) / silu_variance
-        for name, dy in ((f"layer{l}.up", d_up), (f"layer{l}.gate", d_gate)):
-            note(dy, f"{name}.dy")
-            note(F / D * dy, f"{name}.dx")
-            note_dw(dy, x, f"{name}.dw")
+        for name, dy in (("up", d_up), ("gate", d_gate)):
+            note(dy, f"{name}.dy", layer)
+            note(F / D * dy, f"{name}.dx", layer)
+            note(dy, f"{name}.dw", layer, x=x)
         dx = F / D * (d_up + d_gate)
-        note(dx, f"layer{l}.ffn_norm.dy")
-        note(dx / squares, f"layer{l}.ffn_split.dy")
-        G = scales[2 * l + 1].a ** 2 * dx / squares + scales[2 * l + 1].b ** 2 * G
+        note(dx, "ffn_norm.dy", layer)
+        note(dx / squares, "ffn_split.dy", layer)
+        G = ffn.a**2 * dx / squares + ffn.b**2 * G
 
         x, squares, y = kept[2 * l]
-        note(G, *(f"layer{l}.{name}" for name in ("attn_add.dy", "o.dy", "o.dx", "attention.dy")))
-        note_dw(G, y, f"layer{l}.o.dw")
+        note(G, "attn_add.dy o.dy o.dx attention.dy", layer)
+        note(G, "o.dw", layer, x=y)
         dv = average.T @ G @ average / attention_variance
-        note(dv, f"layer{l}.v.dy", f"layer{l}.v.dx")
-        note_dw(dv, x, f"layer{l}.v.dw")
+        note(dv, "v.dy v.dx", layer)
+        note(dv, "v.dw", layer, x=x)
         dq, dk = (np.diag(variance) / attention_variance for variance in _score_gradients(c, x, G, average))
-        note(dq, *(f"layer{l}.{name}" for name in ("q_rope.dy", "q.dy", "q.dx", "q.dw", "k.dw")))
-        note(dk, *(f"layer{l}.{name}" for name in ("k_rope.dy", "k.dy", "k.dx")))
+        note(dq, "q_rope.dy q.dy q.dx q.dw k.dw", layer)
+        note(dk, "k_rope.dy k.dy k.dx", layer)
         dx = dq + dk + dv
-        note(dx, f"layer{l}.attn_norm.dy")
-        note(dx / squares, f"layer{l}.attn_split.dy")
-        G = scales[2 * l].a ** 2 * dx / squares + scales[2 * l].b ** 2 * G
+        note(dx, "attn_norm.dy", layer)
+        note(dx / squares, "attn_split.dy", layer)
+        G = attn.a**2 * dx / squares + attn.b**2 * G
     note(G, "embedding.dy")
-    note_dw(G, same_token, "embedding.dw")
+    note(G, "embedding.dw", x=same_token)
     return rms
 
 
 def _names(config: ModelConfig) -> list[str]:
-    """Every tensor, in the order of the forward pass."""
-    linear = ("x", "w", "y", "dx", "dw", "dy")
-    names = [f"{name}.{tensor}" for name in weights(config) if name != "embedding" for tensor in linear]
-    ops = ("attn_split", "attn_norm", "q_rope", "k_rope", "attention", "attn_add",
-           "ffn_split", "ffn_norm", "gated_silu", "ffn_add")  # fmt: skip
-    names += [f"layer{l}.{op}.{tensor}" for l in range(config.layers) for op in ops for tensor in ("y", "dy")]  # noqa: E741
-    return [*names, *(f"embedding.{tensor}" for tensor in ("w", "y", "dw", "dy")), "final_norm.y", "final_norm.dy"]
+    """Every tensor: of the linears, of the other ops of a layer, and what stands before and behind the layers."""
+    ops = "attn_split attn_norm q_rope k_rope attention attn_add ffn_split ffn_norm gated_silu ffn_add"
+    nodes = {name: "x w y dx dw dy" for name in weights(config) if name != "embedding"}
+    nodes |= {f"layer{l}.{op}": "y dy" for l in range(config.layers) for op in ops.split()}  # noqa: E741
+    nodes |= {"embedding": "w y dw dy", "final_norm": "y dy"}
+    return [f"{name}.{tensor}" for name, tensors in nodes.items() for tensor in tensors.split()]
 
 
 def _normalized(M: Array) -> tuple[Array, Array]:

@@ -5,14 +5,14 @@ A step of Adam moves w by about η C, so W by A η C. In `sp` A is 1, and the le
 A η C: the column SP_lr. (The branches' a and b and the ops' factors lie outside of W, and have lines of their own.)
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from math import prod
 from typing import Any, NamedTuple
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, TrainConfig
-from microumup.fp8 import Format
+from microumup.lab.tables import text_table
 from microumup.multipliers import attention_sigma, gated_silu_sigma
 from microumup.optim import DECAYS
 from microumup.plan import Plan, gradient_constants, plan
@@ -73,11 +73,11 @@ class Totals(NamedTuple):
 class Ledger(NamedTuple):
     """Numbers of a model before it is trained, in the order of the model."""
 
-    plan: Plan
     parameters: list[Parameter]
     branches: list[Branch]
     ops: Ops
     totals: Totals
+    plan: Plan
 
 
 def explain(config: TrainConfig) -> Ledger:
@@ -103,21 +103,7 @@ def explain(config: TrainConfig) -> Ledger:
     flops = 2 * sum(sizes[1:]) + c.layers * 2 * c.seq_len * c.width  # q kᵀ and p v: each 2 D a key, T/2 keys
     tokens, memory = c.steps * p.batch_tokens, 4 * sum(sizes) * (3 if adam else 1)
     totals = Totals(sum(sizes), sum(sizes[1:-1]), flops, 3 * flops, p.batch_tokens, tokens, memory)
-    return Ledger(p, parameters, rows, Ops(p.score_scale, p.attention.y, p.gated_silu.y, dlogits), totals)
-
-
-def to_json(plan: Plan) -> dict[str, Any]:
-    """Everything in the plan as JSON has it: objects for tuples with names, and a format by its name."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, Format):
-            return x.name
-        if isinstance(x, tuple):
-            return plain(x._asdict()) if hasattr(x, "_asdict") else [plain(item) for item in x]
-        return {key: plain(value) for key, value in x.items()} if isinstance(x, dict) else x
-
-    found: dict[str, Any] = plain(plan._replace(config=asdict(plan.config)))  # type: ignore[arg-type]
-    return found
+    return Ledger(parameters, rows, Ops(p.score_scale, p.attention.y, p.gated_silu.y, dlogits), totals, p)
 
 
 def _shares(p: Plan) -> list[float]:
@@ -134,10 +120,8 @@ def _shares(p: Plan) -> list[float]:
     ffn = (p.gated_silu.y * gated_silu_sigma(c.alpha_ffn_act * gate**0.5)) ** 2 * gate * up * down
     parts = [(p.weights["embedding"].A * p.weights["embedding"].init_std) ** 2]
     parts += [(attention, ffn)[i % 2] * r.a**2 for i, r in enumerate(p.branches)]
-    kept = 1.0  # of what a branch adds, by the b of all behind it
-    for i in range(len(parts) - 1, -1, -1):
-        parts[i] *= kept
-        kept *= p.branches[i - 1].b ** 2 if i else 1.0
+    # the b of all behind a branch keep so much of what it adds
+    parts = [part * prod(r.b**2 for r in reversed(p.branches[i:])) for i, part in enumerate(parts)]
     return [part / sum(parts) for part in parts[1:]]
 
 
@@ -156,7 +140,7 @@ def hints(config: TrainConfig, ledger: Ledger) -> list[str]:
 
 
 def _short(x: object) -> str:
-    """At most 7 characters: 0.0469, 1.22e-4; a shape as 256x64."""
+    """A cell of at most 7 characters: 0.0469, 1.22e-4; a shape as 256x64."""
     if isinstance(x, float):
         text = f"{x:.3g}" if x == 0 or 1e-3 <= x < 1000 else f"{x:.0f}" if 1000 <= x < 1e7 else f"{x:.2e}"
         return text.replace("e-0", "e-").replace("e+", "e").replace("e0", "e")
@@ -178,11 +162,10 @@ def _folded(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 def _table(titles: str, rows: Iterable[tuple[Any, ...]]) -> str:
     """Aligned columns, words to the left and numbers to the right."""
-    columns = list(zip(titles.split(), *(map(_short, row) for row in _folded(rows)), strict=True))
-    left = ("parameter", "type", "branch")
-    padded = [[f"{x:{'<' if column[0] in left else '>'}{max(map(len, column))}}" for x in column] for column in columns]
-    gap = "  " if sum(len(column[0]) + 2 for column in padded) <= 122 else " "
-    return "".join(gap.join(line) + "\n" for line in zip(*padded, strict=True))
+    lines = [titles.split(), *(list(map(_short, row)) for row in _folded(rows))]
+    align = "".join("<" if title in ("parameter", "type", "branch") else ">" for title in lines[0])
+    text = text_table(lines, align)
+    return text if max(map(len, text.splitlines())) <= 120 else text_table(lines, align, gap=" ")
 
 
 def report(config: TrainConfig, ledger: Ledger) -> str:
@@ -192,6 +175,7 @@ def report(config: TrainConfig, ledger: Ledger) -> str:
 {c.optimizer}, η {_short(c.eta)}, {c.steps} steps of {c.batch_size} x {c.seq_len} tokens
 
 {_table("parameter type shape fan_in fan_out √B A A_back dw C lr decay c_W SP_lr", ledger.parameters)}
+
 W = A w,  w(0) ~ N(0, B),  w(t+1) = w(t) - η C Φ(gradients): Tables 1-3, C with the residual column's part
 A_back, dw   factors of dx and of the weight's gradient (Table 4); A_back is not A where App. A.4 lets it differ
 lr, decay    at the peak of the schedule: η C (η for SGD), and the share of w that weight decay takes in an update
@@ -199,6 +183,7 @@ c_W          the gradient over that of the mean loss (App. A.4); Adam does not s
 SP_lr        A η C (A² η for SGD): what W learns at. In `sp`, where A is 1, this weight would need that learning rate
 
 {_table("branch a b τ dbranch dbase share", ledger.branches)}
+
 R' = a f(R) + b R,  τ = a²/b² (eq. 8).  dbranch, dbase: factors of the gradient where it enters f and leaves it
 share: of the final residual's variance at init, by App. B's models, for unrelated tokens; the embedding has the rest
 
@@ -225,11 +210,5 @@ def main(argv: list[str] | None = None) -> int:
     ledger = explain(config)
     cli.say(args.quiet)(report(config, ledger).rstrip())
     if args.json:
-        rows = {name: [row._asdict() for row in getattr(ledger, name)] for name in ("parameters", "branches")}
-        rest = {"ops": ledger.ops._asdict(), "totals": ledger.totals._asdict(), "plan": to_json(ledger.plan)}
-        print(json.dumps(rows | rest))
+        print(to_json(ledger))
     return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

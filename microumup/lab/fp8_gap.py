@@ -4,13 +4,11 @@ Each scheme is trained in float32 and with every linear's x, w and dy cast to FP
 differ is in the last column: at initialization µP's gradients dy are so small that E4M3 turns them into zeros.
 """
 
-import json
-import os
 import sys
-from math import isfinite
 from pathlib import Path
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures.figure import data_of
 from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
@@ -28,11 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command `fp8-gap`."""
     ends = f"Ends with 0 when u-µP's gap is at most {ALLOWED} nats and µP's at least {RUINED:g} for every seed, else 1."
     parser = cli.Parser("fp8-gap", f"{__doc__}\n{ends}")
-    parser.add_argument("--seeds", type=cli.whole, default=3, metavar="N", help="seeds 0 … N - 1 (default: 3)")
-    cores = os.cpu_count() or 1
-    parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
-    parser.add_argument("--quiet", action="store_true", help="print no table")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: passed, gaps, flushed, runs")
+    cli.shared(parser, "workers", "quiet", seeds="seeds 0 … N - 1", json="passed, gaps, flushed, runs")
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     setting = LAPTOP._replace(seeds=args.seeds)
@@ -57,11 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     verdict = "holds" if passed else "does not hold"
     say(f"\n{verdict}: u-µP within {ALLOWED} nats of its float32 loss, µP at least {RUINED:g} above its own")
     if args.json:
-        finite = {name: [gap if isfinite(gap) else None for gap in values] for name, values in gaps.items()}
         columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
         each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
         listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
-        print(json.dumps({"passed": passed, "gaps": finite, "flushed": flushed, "runs": listed}))
+        print(to_json({"passed": passed, "gaps": gaps, "flushed": flushed, "runs": listed}))
     return 0 if passed else 1
 
 
@@ -70,14 +63,9 @@ def table(found: dict[str, list[tuple[Row, Row]]], gaps: dict[str, list[float]],
     find."""
     lines = [["", "float32", "FP8", "FP8 - float32", "dy flushed to 0 at init"]]
     for name, runs in found.items():
-        columns: list[list[str]] = [[], [], []]
-        for (plain, cast), gap in zip(runs, gaps[name], strict=True):
-            for column, loss, digits in ((0, plain["loss"], 3), (1, cast["loss"], 3 if gap < RUINED else 0)):
-                columns[column].append("diverged" if loss is None else f"{loss:.{digits}f}")
-            columns[2].append(show_gap(gap))
-        lines.append([name, *map(", ".join, columns), f"{flushed[name]:.4f}"])
+        cells = []
+        for pair, gap in zip(runs, gaps[name], strict=True):
+            losses = zip((run["loss"] for run in pair), (3, 3 if gap < RUINED else 0), strict=True)
+            cells.append([*("diverged" if x is None else f"{x:.{digits}f}" for x, digits in losses), show_gap(gap)])
+        lines.append([name, *map(", ".join, zip(*cells, strict=True)), f"{flushed[name]:.4f}"])
     return text_table(lines, "<>>>>", gap="   ")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -15,13 +15,12 @@ mends: the cosine to the true gradient falls below 1.
 For an implementation of your own there are `check_pair`, `check_factors` and `check_model`.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from itertools import cycle
+from itertools import cycle, groupby
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -30,9 +29,10 @@ from tqdm import tqdm
 
 from microumup import fused, ops
 from microumup.backend import Array
+from microumup.checkpoint import to_json
 from microumup.cli import Parser, bad_input, say, shared
-from microumup.config import ModelConfig
-from microumup.engine import Backward, Forward, Op, Tensor, backpropagate, primitive
+from microumup.config import ModelConfig, check_least
+from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
@@ -174,9 +174,6 @@ class Case(NamedTuple):
     expected: Sequence[float] = ()
 
 
-Setting = tuple[Sequence[Array], dict[str, Any], Scale | ResidualScale | None, Sequence[float]]  # the rest of a Case
-
-
 def cases(seed: int = 0) -> list[Case]:
     """Every pair of `ops.py`, and every one of `fused.py`, at settings where each of them shows."""
     rng = np.random.default_rng(seed)
@@ -186,27 +183,26 @@ def cases(seed: int = 0) -> list[Case]:
     tokens, targets = rng.integers(5, size=(2, 2, 3))
     heads = {"head_dim": 4, "score_scale": 0.7}
     s, r = Scale(y=1.7, dx=0.6, dw=2.3), ResidualScale(a=1.7, b=0.6, dbranch=2.3, dbase=0.4)
-    found: list[tuple[Op, Setting]] = [
-        (ops.linear, ([x, w], {}, s, [s.y, s.dx, s.dw])),
-        (ops.embedding, ([tokens, w], {}, s, [s.y, s.dw])),
-        (ops.rms_norm, ([x], {"eps": 0.0}, None, [])),
-        (ops.rms_norm, ([1e-3 * x], {"eps": 1e-6}, None, [])),  # x so small that ε counts
-        (ops.rope, ([x], {"head_dim": 4}, None, [])),
-        (ops.rope, ([x], {"head_dim": 4, "start": 3}, None, [])),
-        (ops.attention, ([q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx])),
-        (ops.attention, ([x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx])),
-        (ops.gated_silu, ([x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx])),
-        (ops.residual_split, ([x], {}, r, [1.0, r.dbase])),
+    found: list[tuple[Any, ...]] = [  # an op, and the rest of a Case
+        (ops.linear, [x, w], {}, s, [s.y, s.dx, s.dw]),
+        (ops.embedding, [tokens, w], {}, s, [s.y, s.dw]),
+        (ops.rms_norm, [x], {"eps": 0.0}),
+        (ops.rms_norm, [1e-3 * x], {"eps": 1e-6}),  # x so small that ε counts
+        (ops.rope, [x], {"head_dim": 4}),
+        (ops.rope, [x], {"head_dim": 4, "start": 3}),
+        (ops.attention, [q, k, v], heads, s, [s.y, s.dx, s.dx, s.dx]),
+        (ops.attention, [x, past_k, past_v], heads, s, [s.y, s.dx, s.dx, s.dx]),
+        (ops.gated_silu, [x, gate], {"alpha": 1.6}, s, [s.y, s.dx, s.dx]),
+        (ops.residual_split, [x], {}, r, [1.0, r.dbase]),
         # y = 2 a x + b x, and 3 x when plain
-        (ops.residual_add, ([2 * x, x], {}, r, [(2 * r.a + r.b) / 3, r.dbranch, r.b])),
-        (ops.cross_entropy, ([logits, targets], {"alpha": 1.6}, s, [s.y, s.dx])),
-        (ops.linear_cross_entropy, ([x, w, targets], {"alpha": 1.6}, None, [])),
+        (ops.residual_add, [2 * x, x], {}, r, [(2 * r.a + r.b) / 3, r.dbranch, r.b]),
+        (ops.cross_entropy, [logits, targets], {"alpha": 1.6}, s, [s.y, s.dx]),
+        # y = 1 of the linear: one of the logits is none of the loss
+        (ops.linear_cross_entropy, [x, w, targets], {"alpha": 1.6}, s._replace(y=1.0), [1.0, s.dx, s.dw]),
     ]
-    pairs = [
-        ((getattr(ops, f"{op.__name__}_forward"), getattr(ops, f"{op.__name__}_backward")), of) for op, of in found
-    ]
-    pairs += [(fused.KERNELS[op], of) for op, of in found if op in fused.KERNELS]
-    return [Case(forward, backward, *of) for (forward, backward), of in pairs]
+    halves = [[getattr(ops, f"{op.__name__}_{half}") for half in ("forward", "backward")] for op, *_ in found]
+    plain = [Case(*pair, *rest) for pair, (_, *rest) in zip(halves, found, strict=True)]
+    return plain + [Case(*fused.KERNELS[op], *rest) for op, *rest in found if op in fused.KERNELS]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,12 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     shared(parser, "quiet", seed="of inputs and weights", json="passed, and all checks")
     args = parser.parse_args(argv)
     with bad_input(parser):
-        if args.seed < 0:
-            raise ValueError(f"--seed: {args.seed} is negative; use 0 or more")
+        check_least(args, seed=0)
         configs = [tiny_config(scheme) for scheme in args.scheme]
-    results = []
-    for case in (pairs := cases(args.seed)):
-        results += check_pair(case.forward, case.backward, case.arrays, **case.settings)
+    results, pairs = list[Result](), cases(args.seed)
+    for case in pairs:
+        results += check_pair(*case[:3], **case.settings)
     for case in pairs:
         if case.scale:
             results += check_factors(*case[:3], case.scale, case.expected, **case.settings)
@@ -236,9 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
     if args.json:
-        finite = [[v if not isinstance(v, float) or isfinite(v) else None for v in r] for r in results]
-        checks = [dict(zip(Result._fields, values, strict=True)) for values in finite]
-        print(json.dumps({"passed": not failed, "checks": checks}))
+        print(to_json({"passed": not failed, "checks": results}))
     return 1 if failed else 0
 
 
@@ -252,32 +245,26 @@ def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: b
     }  # fmt: skip
     for part, title in titles.items():
         echo(title)
-        families: dict[str, list[Result]] = {}
-        for r in results:
-            if r.part == part:
-                families.setdefault(r.name.split()[0], []).append(r)
         heading = f"    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}"
-        if verbose and families:
+        if verbose:
             echo(heading)
-        for family, checks in families.items():
+        for family, group in groupby((r for r in results if r.part == part), key=lambda r: r.name.split()[0]):
+            checks = list(group)
             shown = checks if verbose else [r for r in checks if not r.passed]
             if not verbose:
+                worst = f"the worst {_largest(r.error for r in checks):.1e}"
+                off = _largest(abs(r.measured / r.predicted - 1) for r in checks)
+                worst += f", measured/predicted off by {off:.1e}" if part == 3 else ""
                 verdict = f"{len(shown)} wrong:\n{heading}" if shown else "ok"
-                echo(f"    {family:28}{len(checks):3} checks, {_worst(part, checks)}  {verdict}")
+                echo(f"    {family:28}{len(checks):3} checks, {worst}  {verdict}")
             for r in shown:
                 verdict = "ok" if r.passed else "FAIL"
                 echo(f"    {r.name:54}{r.error:10.1e}{r.predicted:13.7g}{r.measured:13.7g}  {verdict}")
     echo(f"{sum(r.passed for r in results)} of {len(results)} checks hold")
 
 
-def _worst(part: int, checks: list[Result]) -> str:
-    def largest(errors: Iterable[float]) -> float:
-        return max(error if isfinite(error) else inf for error in errors)
-
-    worst = f"the worst {largest(r.error for r in checks):.1e}"
-    if part < 3:
-        return worst
-    return f"{worst}, measured/predicted off by {largest(abs(r.measured / r.predicted - 1) for r in checks):.1e}"
+def _largest(errors: Iterable[float]) -> float:
+    return max(error if isfinite(error) else inf for error in errors)
 
 
 def _run(forward: Forward, backward: Backward, arrays: Sequence[Array], **settings: Any) -> dict[str, Array]:

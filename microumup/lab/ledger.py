@@ -18,11 +18,14 @@ is that of a Trainer made for it.
 import sys
 import threading
 import tracemalloc
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from functools import partial
+from traceback import walk_stack
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -59,16 +62,6 @@ class Call(NamedTuple):
     places: tuple[Place, ...] = ()
 
 
-class Row(NamedTuple):
-    """What all calls of one op add up to."""
-
-    op: str
-    calls: int
-    gemm_flops: int
-    other_flops: int
-    bytes: int
-
-
 class Counted(np.ndarray[Any, Any]):
     """An array that puts down in `calls` what is done with it, and what comes of that is Counted again."""
 
@@ -94,7 +87,7 @@ class Counted(np.ndarray[Any, Any]):
         # another view of it, do nothing.
         silent = len(Counted.calls) == before and isinstance(result, (np.ndarray, np.generic))
         if silent and not any(np.may_share_memory(result, x) for x in inputs):
-            _note(function.__name__, tuple(map(_plain, inputs)), result)
+            _note(function.__name__, inputs, result)
         return _counted(result)
 
     def __getitem__(self, key: Any) -> Any:
@@ -107,7 +100,7 @@ class Counted(np.ndarray[Any, Any]):
         super().__setitem__(key, value)
         target = super().__getitem__(key)
         if not (isinstance(value, np.ndarray) and np.may_share_memory(value, target)):  # x[i] += y has put it there
-            _note("put", (_plain(value),), _plain(target))
+            _note("put", (value,), target)
 
 
 def _copying(name: str) -> Callable[..., Any]:
@@ -117,7 +110,7 @@ def _copying(name: str) -> Callable[..., Any]:
     def counted(self: Counted, *args: Any, **kwargs: Any) -> Any:
         result = method(self, *args, **kwargs)
         if not np.may_share_memory(result, self):
-            _note(name, (_plain(self),), result)
+            _note(name, (self,), result)
         return result
 
     return counted
@@ -145,8 +138,8 @@ def _arrays(x: Any) -> Iterator[Array]:
 
 
 def _note(function: str, inputs: tuple[Any, ...], result: Any) -> None:
-    operands = list(_arrays(inputs))
-    results = list(_arrays(result)) or [np.asarray(result)]
+    operands = list(map(_plain, _arrays(inputs)))
+    results = list(map(_plain, _arrays(result))) or [np.asarray(result)]
     moved = sum(x.nbytes for x in (*operands, *results))
     gemm = other = 0
     places: tuple[Place, ...] = ()
@@ -172,35 +165,25 @@ def _place(x: Array) -> Place:
 def _caller() -> str:
     """The op, or else the nearest function of the package, that the call comes from."""
     nearest = ""
-    frame: FrameType | None = sys._getframe(2)
-    while frame:
+    for frame, _ in walk_stack(sys._getframe(2)):
         module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
         if module.startswith("microumup.") and module != __name__:
-            for half in ("_forward", "_backward"):
-                if name.endswith(half):
-                    return name.removesuffix(half)
+            if name.endswith(("_forward", "_backward")):
+                return name.rpartition("_")[0]
             nearest = nearest or f"{module.rpartition('.')[2]}.{frame.f_code.co_qualname}"
-        frame = frame.f_back
     return nearest
 
 
 @contextmanager
 def counting() -> Iterator[list[Call]]:
     """Put down what is done with arrays that are made within."""
-    calls: list[Call] = []
-    Counted.calls = calls
+    Counted.calls = []
 
-    def making(make: Callable[..., Any]) -> Callable[..., Any]:
+    def making(make: Any) -> Any:
         return lambda *args, **kwargs: _counted(make(*args, **kwargs))
 
-    original = {name: getattr(np, name) for name in MAKERS}
-    try:
-        for name, make in original.items():
-            setattr(np, name, making(make))
-        yield calls
-    finally:
-        for name, make in original.items():
-            setattr(np, name, make)
+    with patch.multiple(np, **{name: making(getattr(np, name)) for name in MAKERS}):
+        yield Counted.calls
 
 
 def count_step(new_step: Callable[[], Callable[[], Any]]) -> list[Call]:
@@ -214,87 +197,68 @@ def count_step(new_step: Callable[[], Callable[[], Any]]) -> list[Call]:
     return calls
 
 
-def totals(calls: list[Call]) -> list[Row]:
-    """A row per op, the one that moves most bytes first; the last, `total`, is all of them."""
-    columns: dict[str, Counter[str]] = {}
+def totals(calls: list[Call]) -> list[dict[str, Any]]:
+    """What all calls of one op add up to, the one that moves most bytes first; the last, `total`, is all of them."""
+    rows: dict[str, Counter[str]] = {}
     for call in calls:
         for op in (call.op, "total"):
-            column = columns.setdefault(op, Counter())
-            column.update(calls=1, gemm_flops=call.gemm_flops, other_flops=call.other_flops, bytes=call.bytes)
-    rows = [Row(op, **column) for op, column in columns.items()]
-    return sorted(rows, key=lambda row: (row.op == "total", -row.bytes))
+            row = rows.setdefault(op, Counter())
+            row.update(calls=1, gemm_flops=call.gemm_flops, other_flops=call.other_flops, bytes=call.bytes)
+    ordered = sorted(rows.items(), key=lambda item: (item[0] == "total", -item[1]["bytes"]))
+    return [{"op": op, **row} for op, row in ordered]
 
 
-class Memory(NamedTuple):
-    """Bytes alive between two steps, and at most within one; both with weights, gradients' buffers and optimizer."""
-
-    held: int
-    peak: int
-
-
-def memory(new_step: Callable[[], Callable[[], Any]]) -> Memory:
-    """Of the second step of a program made by `new_step`."""
+def memory(new_step: Callable[[], Callable[[], Any]]) -> dict[str, int]:
+    """Bytes alive before the second step of a program made by `new_step`, `held`, and at most within it, `peak`; both
+    with weights, gradients' buffers and optimizer."""
     tracemalloc.start()
     try:
         step = new_step()
         step()
-        held = tracemalloc.get_traced_memory()[0]
+        held, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         step()
-        return Memory(held, tracemalloc.get_traced_memory()[1])
+        return {"held": held, "peak": tracemalloc.get_traced_memory()[1]}
     finally:
         tracemalloc.stop()
 
 
-def products_alone(calls: list[Call]) -> Callable[[], None]:
+def products_alone(calls: list[Call]) -> Callable[[], Any]:
     """A program that does nothing but the products of matrices among `calls`, in their order and their threads.
 
     Operands lie as they lay: same shapes and strides, and those that shared memory share it, so that a cache has the
     same to do. Outputs are written elsewhere than inputs are read, or values would grow from run to run.
     """
     products = [call for call in calls if call.places]
-    by_thread: dict[int, list[Call]] = {}
-    for call in products:
-        by_thread.setdefault(call.thread, []).append(call)
     inputs = _arena([place for call in products for place in call.places[:2]])
     outputs = _arena([call.places[2] for call in products])
+    by_thread: dict[int, list[Callable[[], Any]]] = {}
+    for call in products:
+        a, b, out = call.places
+        product = partial(getattr(np, call.function), inputs(a), inputs(b), out=outputs(out))
+        by_thread.setdefault(call.thread, []).append(product)
+    shares = list(by_thread.values())
 
-    def run(of_thread: list[tuple[Any, Array, Array, Array]]) -> None:
-        for product, a, b, out in of_thread:
-            product(a, b, out=out)
+    def run(thread: int) -> None:
+        for product in shares[thread]:
+            product()
 
-    jobs = [
-        [(getattr(np, call.function), *map(inputs, call.places[:2]), outputs(call.places[2])) for call in of_thread]
-        for of_thread in by_thread.values()
-    ]
-    threads = Threads(len(jobs))
-
-    def alone() -> None:
-        threads.run(lambda i: run(jobs[i]))
-
-    return alone
+    return partial(Threads(len(shares)).run, run)
 
 
 def _arena(places: list[Place]) -> Callable[[Place], Array]:
     """Memory for arrays that lie to each other as `places` do: a function from a place to its array."""
-    extents: list[tuple[int, int, Array]] = []
-    start = end = 0
-    rng = np.random.default_rng(0)
-
-    def close() -> None:
-        if end > start:
-            extents.append((start, end, rng.standard_normal(-(-(end - start) // 4), dtype=np.float32)))
-
+    spans: list[list[int]] = []  # from, to: each of places that overlap
     for place in sorted(places, key=lambda place: place.address):
-        if place.address >= end:
-            close()
-            start = place.address
-        end = max(end, place.address + place.span)
-    close()
+        if not spans or place.address >= spans[-1][1]:
+            spans.append([place.address, 0])
+        spans[-1][1] = max(spans[-1][1], place.address + place.span)
+    rng = np.random.default_rng(0)
+    buffers = [rng.standard_normal(-(-(end - start) // 4), dtype=np.float32).view(np.uint8) for start, end in spans]
 
     def array(place: Place) -> Array:
-        low, _, buffer = next(extent for extent in extents if extent[0] <= place.address < extent[1])
-        head = buffer.view(np.uint8)[place.address - low :][: place.span].view(place.dtype)
+        i = bisect_right(spans, place.address, key=lambda span: span[0]) - 1
+        head = buffers[i][place.address - spans[i][0] :][: place.span].view(place.dtype)
         return as_strided(head, place.shape, place.strides)
 
     return array

@@ -13,7 +13,7 @@ from microumup import fused, model, ops, trainer
 from microumup.backend import Array
 from microumup.engine import Backward, Kernels, Tensor, using
 from microumup.lab import gradcheck, scales
-from microumup.lab.figures.residual import taus_as_printed
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
 from microumup.optim import DECAYS
@@ -44,8 +44,7 @@ def planted(mistake: Mistake) -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What they are made of
+# ---- What they are made of ----
 
 UMUP = SCHEMES["umup"]
 
@@ -73,11 +72,10 @@ def fans_swapped(*rules: str) -> list[Swap]:
         return lambda s: rule(s._replace(fan_in=s.fan_out, fan_out=s.fan_in))
 
     cells = {type: getattr(UMUP, type) for type in ("input", "hidden", "output")}
-    found = {type: {name: getattr(cell, name) for name in rules} for type, cell in cells.items()}
-    return row(**{
-        type: cells[type]._replace(**{name: swapped(rule) for name, rule in found[type].items() if rule})
-        for type in cells
-    })  # fmt: skip
+    for type, cell in cells.items():
+        given = {name: rule for name in rules if (rule := getattr(cell, name))}
+        cells[type] = cell._replace(**{name: swapped(rule) for name, rule in given.items()})
+    return row(**cells)
 
 
 def eq_22_as_printed(L: int, base_L: int, alpha_res: float, ratio: float) -> list[tuple[float, float]]:
@@ -124,8 +122,7 @@ def attention_of_its_length(q: Tensor, k: Any, v: Any, *, head_dim: int, score_s
 attention_of_its_length.__name__ = "attention"  # the pair it runs is attention's
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The zoo
+# ---- The zoo ----
 
 ZOO = {
     "nothing": Mistake("umup as it is", "", []),

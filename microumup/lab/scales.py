@@ -7,42 +7,35 @@ The command prints the latter: of a model at initialization, or of a run at the 
 """
 
 import argparse
-import json
 from collections import Counter
-from math import inf, log2
+from math import inf, log2, nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup import checkpoint, cli, ops
+from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
+from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
-from microumup.fp8 import FORMATS
+from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
+from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
-from microumup.lab.pictures import check_path
-from microumup.lab.scales_plot import limits, plot
 from microumup.model import Params, forward, init_params
-from microumup.plan import Plan, plan, weights
+from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
-from microumup.run_dir import load_config
+from microumup.run_dir import load_config, load_model
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
-    "residual_split": ("attn_split", "ffn_split"),
-    "rms_norm": ("attn_norm", "ffn_norm"),
-    "rope": ("q_rope", "k_rope"),
-    "attention": ("attention",),
-    "gated_silu": ("gated_silu",),
-    "residual_add": ("attn_add", "ffn_add"),
-}
+    "residual_split": ("attn_split", "ffn_split"), "rms_norm": ("attn_norm", "ffn_norm"), "rope": ("q_rope", "k_rope"),
+    "attention": ("attention",), "gated_silu": ("gated_silu",), "residual_add": ("attn_add", "ffn_add"),
+}  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
+# ---- Measuring ----
 class Op(NamedTuple):
     """An op of a tape, named by its weight (layer0.q, head) or its place (layer0.attn_norm, layer0.ffn_add)."""
 
@@ -98,28 +91,25 @@ def loss_with_logits(params: Params, tokens: Array, targets: Array, numbers: Pla
     return ops.cross_entropy(forward(params, tokens, numbers), targets, alpha=alpha, scale=numbers.loss)
 
 
-def kept_loss(params: dict[str, Array], tokens: Array, targets: Array, config: ModelConfig) -> Tensor:
+def kept_loss(params: Arrays, tokens: Array, targets: Array, config: ModelConfig, device: str = "cpu") -> Tensor:
     """The loss on tokens and targets (B, T), with all gradients taken and the whole tape kept."""
-    leaves = {name: Tensor(w, name) for name, w in params.items()}
-    out = loss_with_logits(leaves, tokens, targets, plan(config, tokens.size))
+    leaves = {name: Tensor(to_device(w, device), name) for name, w in params.items()}
+    ids, hits = to_device(tokens, device), to_device(targets, device)
+    out = loss_with_logits(leaves, ids, hits, plan(config, tokens.size))
     backpropagate(out, keep=True)
     return out
 
 
 def fresh_loss(config: ModelConfig, batch_size: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
     """`kept_loss` of a new model, on uniformly random tokens and targets."""
-    params = {name: to_device(w, device) for name, w in init_params(config, seed).items()}
-    ids = np.random.default_rng(seed).integers(config.vocab_size, size=(2, batch_size, config.seq_len))
-    return kept_loss(params, to_device(ids[0], device), to_device(ids[1], device), config)
+    tokens, targets = np.random.default_rng(seed).integers(config.vocab_size, size=(2, batch_size, config.seq_len))
+    return kept_loss(init_params(config, seed), tokens, targets, config, device)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-
-
+# ---- The command ----
 DESCRIPTION = """RMS, absmax, share flushed to zero and share saturated in FP8, for x, w and dy of every linear.
 
-Of a new model on random tokens; of a run at the first and last step that train --log-scales logged, or else at its
+Shows a new model on random tokens; a run at the first and last step that train --log-scales logged, or else at its
 checkpoint."""
 
 
@@ -132,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.shared(parser, "device", "plot", "quiet", json="the formats; the tensors by step")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        check_path(args.plot)
+        pic.check_path(args.plot)
         title, logged, expected = _look(args)
     shown = {step: logged[step] for step in (min(logged), max(logged))}
     say = cli.say(args.quiet)
@@ -149,8 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"\ndrawn to {args.plot}")
     if args.json:
         formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
-        steps = {step: {name: r._asdict() for name, r in ranges.items()} for step, ranges in shown.items()}
-        print(json.dumps({"formats": formats, "steps": steps} | ({"expected_rms": expected} if expected else {})))
+        print(to_json({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
     return 0
 
 
@@ -170,21 +159,16 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     title = f"{config.scheme}, width {config.width}, {run_dir}"
     if logged := read_scales(run_dir):
         return title, logged, {}
-    device = choose_device(args.device)
-    arrays, info = checkpoint.load(run_dir / "checkpoint.safetensors")
-    params = {name: to_device(arrays[f"params/{name}"], device) for name in weights(config)}
-    text = [Path(path) for path in config.text]
-    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
-    size = {"seq_len": config.seq_len, "batch_size": config.batch_size}
-    tokens, targets = batch(corpus.train, **size, seed=config.seed, step=info["step"])  # the one it would train on next
-    out = kept_loss(params, to_device(tokens, device), to_device(targets, device), config)
-    return title, {info["step"]: linear_ranges(out, casts_or_fp8(config))}, {}
+    config, params, step = load_model(run_dir)
+    text, T = [Path(path) for path in config.text], config.seq_len
+    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
+    # the batch that it would train on next
+    tokens, targets = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
+    out = kept_loss(params, tokens, targets, config, choose_device(args.device))
+    return title, {step: linear_ranges(out, casts_or_fp8(config))}, {}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
+# ---- The table ----
 def _power(x: float) -> str:
     return f"2^{round(log2(x), 1) + 0:.1f}" if 0 < x < inf else f"{x:g}"  # + 0 makes 0 of -0
 
@@ -243,3 +227,69 @@ def _line(r: Range) -> str:
     line[column(r.absmax)] = "x"
     line[column(r.rms)] = "o"
     return "".join(line)
+
+
+# ---- The picture ----
+# a linear's marker and colour
+COLOURS = (pic.BLACK, pic.ORANGE, pic.SKY, pic.GREEN, pic.YELLOW, pic.BLUE, pic.VERMILION, pic.PURPLE)
+STYLES = {
+    kind: {"marker": marker, "color": colour, "markeredgecolor": "black", "markeredgewidth": 0.3}
+    for kind, marker, colour in zip(LINEARS, "o^vDs<>P", COLOURS, strict=True)
+}
+
+
+def limits(fmt: Format) -> dict[str, float]:
+    """Numbers where a format's range begins and ends, by name."""
+    return {"min subnormal": fmt.min_subnormal, "min normal": fmt.min_normal, "max": fmt.max}
+
+
+def draw_limits(ax: Any, *, words: bool) -> None:
+    """Draw the limits of FP8's formats into `ax`, whose y is an RMS; `words` names them to the right of it."""
+    ax.set_yscale("log", base=2)
+    for fmt, colour in zip(FORMATS.values(), ("black", "dimgray"), strict=True):
+        for (name, limit), line in zip(limits(fmt).items(), (":", "--", "-"), strict=True):
+            ax.axhline(limit, color=colour, linestyle=line, linewidth=1, zorder=0.9)
+            if words:
+                ax.text(1.01, limit, f"{fmt.name} {name}", transform=ax.get_yaxis_transform(), color=colour,
+                        fontsize=7, va="center")  # fmt: skip
+
+
+def draw_along(ax: Any, rms: dict[int, dict[str, float | None]], tensor: str, *, words: bool) -> None:
+    """Draw the RMS of one tensor, x, w or dy, of every linear against the step; None leaves a hole."""
+    for name in next(iter(rms.values())):
+        node, _, kind = name.rpartition(".")
+        if kind == tensor:
+            along = [tensors[name] or nan for tensors in rms.values()]
+            ax.plot(list(rms), along, markersize=4, linewidth=1.2, **STYLES[node.rpartition(".")[2]])
+    draw_limits(ax, words=words)
+
+
+def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
+    """Draw `rms`, by step and tensor, at the first and the last step (Fig. 3) and, if they are two, along all (Fig. 8).
+
+    The tensors are those of `linear_ranges`. Raises ValueError without matplotlib, OSError where `path` cannot be
+    written.
+    """
+    steps = sorted({min(rms), max(rms)})
+    panels: list[list[int | str]] = [[step for step in steps for _ in range(6 // len(steps))]]
+    if len(steps) > 1:
+        panels.append([tensor for tensor in TENSORS for _ in range(2)])
+    figure = pic.new_figure(11, 4.5 * len(panels))
+    axes = figure.subplot_mosaic(panels, sharey=True)
+    for step in steps:
+        for name, value in rms[step].items():
+            node, _, tensor = name.rpartition(".")
+            kind = node.rpartition(".")[2]
+            place = TENSORS.index(tensor) + (LINEARS.index(kind) - 3.5) / 10
+            axes[step].plot(place, value, **STYLES[kind])
+        draw_limits(axes[step], words=step == steps[-1])
+        axes[step].set_title(f"step {step}")
+        axes[step].set_xticks(range(len(TENSORS)), TENSORS)
+    for tensor in TENSORS if len(steps) > 1 else ():
+        draw_along(axes[tensor], dict(rms), tensor, words=False)  # type: ignore[arg-type]
+        axes[tensor].set(title=f"{tensor} of every linear", xlabel="step")
+    axes[steps[0]].set_ylabel("RMS")
+    keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in STYLES.values()]
+    figure.legend(keys, LINEARS, loc="outside right center", title="a marker is a linear,\na layer each")
+    figure.suptitle(title)
+    pic.save(figure, path)

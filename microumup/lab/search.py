@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import product
-from math import exp, inf, isfinite, log
+from math import exp, inf, log, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ Axis = tuple[str, list[Any]]  # an option and its values
 Record = dict[str, Any]  # what is kept of a run: see `sweep.run`
 
 OPTIONS = {f.name: f.type for f in fields(TrainConfig)}
-FLOATS = (float, float | None)
+NUMBERS = (int, float, float | None)
+MOST = 1_000_000  # runs of a sweep, each of which is a config in memory
 
 
 def parse_grid(text: str) -> Axis:
@@ -29,14 +30,6 @@ def parse_grid(text: str) -> Axis:
     VALUES are a list, `32,64,128`; a geometric range from:to:factor, `2^-2:2^3:2^0.5`; or an arithmetic one, `1:4:+1`.
     In a whole-numbered option's range all is rounded. In a list for fp8 what holds a `=` belongs to the value before.
     """
-    name, spec = _split(text)
-    try:
-        return name, _range(spec, OPTIONS[name] is int) if _is_range(name, spec) else _list(name, spec)
-    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"--grid {text}: {error}") from None
-
-
-def _split(text: str) -> tuple[str, str]:
     option, _, spec = (part.strip() for part in text.partition("="))
     name = option.removeprefix("--").replace("-", "_")
     name = ALIASES.get(name, name)
@@ -44,11 +37,11 @@ def _split(text: str) -> tuple[str, str]:
         raise ValueError(f"--grid {text}: {option!r} is no option of train; write OPTION=VALUES, as width=32,64,128")
     if not spec:
         raise ValueError(f"--grid {text}: names no values; write 32,64,128 or from:to:factor or from:to:+step")
-    return name, spec.replace("**", "^")
-
-
-def _is_range(name: str, spec: str) -> bool:
-    return ":" in spec and OPTIONS[name] in (int, *FLOATS)
+    read = _range if ":" in spec and OPTIONS[name] in NUMBERS else _list
+    try:
+        return name, read(name, spec.replace("**", "^"))
+    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"--grid {text}: {error}") from None
 
 
 def _list(name: str, spec: str) -> list[Any]:
@@ -63,7 +56,7 @@ def _list(name: str, spec: str) -> list[Any]:
     return [(word,) if name == "text" else kind(word) for word in words]
 
 
-def _range(spec: str, whole: bool) -> list[Any]:
+def _range(name: str, spec: str) -> list[Any]:
     words = spec.split(":")
     if len(words) != 3:
         raise ValueError("write a range as from:to:factor or from:to:+step")
@@ -82,7 +75,7 @@ def _range(spec: str, whole: bool) -> list[Any]:
         exact = power and start and first == base
         scale, exponent = (1.0, float(start)) if exact else (low, 0.0)
         values = [scale * float(base) ** (exponent + i * float(power or 1)) for i in count]
-    return list(dict.fromkeys(map(round, values))) if whole else values
+    return list(dict.fromkeys(map(round, values))) if OPTIONS[name] is int else values
 
 
 def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainConfig]:
@@ -91,6 +84,8 @@ def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainCo
     Raises ValueError for a combination that TrainConfig refuses.
     """
     names, lists = [name for name, _ in axes], [values for _, values in axes]
+    if (runs := prod(map(len, lists)) * seeds) > MOST:
+        raise ValueError(f"--grid: {runs:,} runs are more than {MOST:,}; name fewer values, or take --random")
     points = [dict(zip(names, values, strict=True)) for values in product(*lists)]
     return [config for point in points for config in with_seeds(base | point, seeds)]
 
@@ -105,19 +100,20 @@ def with_seeds(options: dict[str, Any], seeds: int) -> list[TrainConfig]:
 def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
     """Random points, always the same and the first of a longer draw: log-uniform where the axis is a geometric range,
     uniform where it is an arithmetic one or a list."""
+    if count > MOST:
+        raise ValueError(f"--random: {count:,} points are more than {MOST:,}; take fewer")
     rng = np.random.default_rng(0)
-    return [{_split(text)[0]: _draw(text, rng) for text in grids} for _ in range(count)]
+    return [dict(_draw(text, rng) for text in grids) for _ in range(count)]
 
 
-def _draw(text: str, rng: np.random.Generator) -> Any:
+def _draw(text: str, rng: np.random.Generator) -> tuple[str, Any]:
     name, values = parse_grid(text)
-    spec = _split(text)[1]
-    if not _is_range(name, spec):
-        return values[rng.integers(len(values))]
+    if ":" not in text or OPTIONS[name] not in NUMBERS:
+        return name, values[rng.integers(len(values))]
     low, high = sorted((values[0], values[-1]))
-    geometric = not spec.rpartition(":")[2].startswith("+")
+    geometric = not text.rpartition(":")[2].startswith("+")
     value = exp(rng.uniform(log(low), log(high))) if geometric else rng.uniform(low, high)
-    return round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
+    return name, round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
 
 
 class Point(NamedTuple):
@@ -141,9 +137,12 @@ def ranked(records: Sequence[Record], names: Sequence[str]) -> list[Point]:
     return sorted(points.values(), key=lambda point: point.loss)
 
 
+Stage = tuple[str, Point]  # of an independent search: the axis, and the best of it
+
+
 def independent(
     base: dict[str, Any], axes: Sequence[Axis], seeds: int, train_all: Callable[[list[TrainConfig]], list[Record]]
-) -> list[tuple[str, Point]]:
+) -> list[Stage]:
     """The paper's independent search (App. F.1): what was tried at each stage, and the best of it.
 
     The axis lr with all else at its default; each other axis alone at the best lr; all best values combined, at that lr
@@ -203,11 +202,15 @@ def summary(points: Sequence[Point], shown: int = 10) -> str:
     return "\n".join(text)
 
 
-def finite(value: Any) -> Any:
-    """`value`, or None for a NaN or an infinity, which JSON has no name for."""
-    return None if isinstance(value, float) and not isfinite(value) else value
+def account(stages: Sequence[Stage]) -> str:
+    """The best of each stage of an independent search."""
+    rows = [["search", "best", "loss"]]
+    for stage, point in stages:
+        values = ", ".join(f"{name} {show_value(value)}" for name, value in point.values.items())
+        rows.append([stage, values, show_loss(point)])
+    return text_table(rows)
 
 
 def as_json(point: Point) -> dict[str, Any]:
     """The values of a point, its mean loss and the losses it is the mean of; None: diverged."""
-    return {"values": point.values, "loss": finite(point.loss), "losses": point.losses}
+    return {"values": point.values, "loss": point.loss, "losses": point.losses}

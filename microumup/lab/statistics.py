@@ -89,10 +89,7 @@ def loss_at(curve: Curve, x: float) -> float:
     if any(not isfinite(loss) for _, loss in around):
         return inf
     three = sorted((p for p in points if isfinite(p[1])), key=lambda p: abs(p[0] - x))[:3]
-    total = 0.0
-    for i, (xi, yi) in enumerate(three):
-        total += yi * float(np.prod([(x - xj) / (xi - xj) for j, (xj, _) in enumerate(three) if j != i]))
-    return total
+    return sum(yi * float(np.prod([(x - xj) / (xi - xj) for xj, _ in three if xj != xi])) for xi, yi in three)
 
 
 def transfer_regret(source: Curve, target: Curve) -> float:

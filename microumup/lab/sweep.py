@@ -6,54 +6,33 @@ there is never trained again, whoever was killed. A run that diverges is a resul
 
 import hashlib
 import json
-import os
-import signal
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import lru_cache
-from importlib import import_module
 from math import inf, lcm, prod
-from multiprocessing import active_children, get_context, parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import RLock, Thread
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from microumup import __version__, checkpoint, cli
-from microumup.backend import choose_device, install_hint
+from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig, check_least, option_name
+from microumup.corpora import Source, read_text, source
 from microumup.data import ByteTokenizer, Corpus, load_corpus
-from microumup.lab.search import (
-    FLOATS,
-    OPTIONS,
-    Point,
-    Record,
-    as_json,
-    draw,
-    finite,
-    grid,
-    independent,
-    parse_grid,
-    ranked,
-    show_loss,
-    show_value,
-    summary,
-    with_seeds,
-)
-from microumup.lab.tables import text_table as show
+from microumup.diverged import Diverged, check_finite
+from microumup.lab import search
+from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
-from microumup.plan import weights
+from microumup.lab.workers import bar, connect, new_seats, work_off
+from microumup.plan import check_memory, weights
 from microumup.ranges import linear_ranges
 from microumup.run_dir import RETIRED
-from microumup.trainer import Diverged, Trainer, train
+from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
 
@@ -74,34 +53,45 @@ class Crashed(Exception):
         self.errors = errors
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One run
-
-
-def alone(config: TrainConfig) -> TrainConfig:
-    """`config` on one thread, as a sweep has as many runs at once as there are cores."""
-    return replace(config, threads=1)
+# ---- One run ----
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """The options as JSON has them; 1 and 1.0 are the same number."""
-    config = alone(config)
-    values = {name: getattr(config, name) for name in OPTIONS}
-    values = {name: float(v) if OPTIONS[name] in FLOATS and v is not None else v for name, v in values.items()}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    """The options of a run as JSON has them. It has one thread: there are as many runs at once as there are cores."""
+    options = asdict(config) | {"threads": 1}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
 
 
 def run_id(job: Job) -> str:
-    """12 hexadecimal digits that name the run: the same in every process, whatever the order of the fields."""
+    """12 hexadecimal digits that name the run: the same in every process, whatever the order of the fields.
+
+    What is in a text counts, not where it lies. Raises ValueError for one that cannot be read.
+    """
     # with the options that are no more: a run made before they went keeps its name
-    content = {"config": plain(job.config) | RETIRED, "ranges_every": job.ranges_every}
+    config = plain(job.config) | RETIRED | {"text": [source.sha256 for source in sources(job.config.text)]}
+    content = {"config": config, "ranges_every": job.ranges_every}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def sources(text: tuple[str, ...]) -> tuple[Source, ...]:
+    """The Source of each text, read once in each process unless it changes."""
+    there = [Path(path).stat() if Path(path).exists() else None for path in text]
+    return tuple(_source(path, s and (s.st_mtime_ns, s.st_size)) for path, s in zip(text, there, strict=True))
+
+
+@lru_cache(maxsize=64)
+def _source(path: str, changed: tuple[int, int] | None) -> Source:
+    return source(path, read_text(Path(path)))
+
+
+def corpus_of(config: TrainConfig) -> Corpus:
+    """The corpus of a run, read once in each process unless it changes."""
+    return _corpus(config.corpus, config.text, config.vocab_size, config.seq_len, sources(config.text))
+
+
 @lru_cache(maxsize=4)
-def corpus_of(name: str, text: tuple[str, ...], vocab_size: int, seq_len: int) -> Corpus:
-    """The corpus, read once in each process."""
+def _corpus(name: str, text: tuple[str, ...], vocab_size: int, seq_len: int, _: tuple[Source, ...]) -> Corpus:
     return load_corpus(name, text=[Path(path) for path in text], vocab_size=vocab_size, seq_len=seq_len)
 
 
@@ -112,33 +102,32 @@ def run(job: Job, device: str = "cpu") -> Record:
     run diverged; diverged, diverged_at (the step, or None), seconds, tokens_per_second, device; ranges if they were
     asked for, by step and tensor. Everything is as JSON has it; None stands for what is not finite.
     """
-    config = alone(job.config)
-    corpus = corpus_of(config.corpus, config.text, config.vocab_size, config.seq_len)
+    config = replace(job.config, threads=1)
+    corpus = corpus_of(config)
     ranges: dict[str, Any] = {}
 
     def watch(step: int, loss: Any) -> None:
-        tensors = {name: r._asdict() for name, r in linear_ranges(loss).items()}
-        ranges[str(step)] = {name: {k: finite(v) for k, v in r.items()} for name, r in tensors.items()}
+        ranges[str(step)] = {name: r._asdict() for name, r in linear_ranges(loss).items()}
 
     began = perf_counter()
-    result: dict[str, Any] = {}
-    diverged_at = None
     try:
         result = train(config, corpus, device=device, watch=watch, watch_every=job.ranges_every)[1]
-        seconds = result["seconds"]
+        check_finite(config.steps, "loss", result["loss_final"] + result["loss_valid"], config)
+        diverged_at, steps = None, config.steps
     except Diverged as error:
-        diverged_at, seconds = error.step, round(perf_counter() - began, 3)
-    steps = config.steps if diverged_at is None else diverged_at
-    return {
+        diverged_at, steps = error.step, error.step or 0
+        result = {"loss_final": None, "loss_valid": None, "seconds": round(perf_counter() - began, 3)}
+    seconds = result["seconds"]
+    record = {
         "id": run_id(job), "config": plain(config), "ranges_every": job.ranges_every, "version": __version__,
-        "loss": result.get("loss_final"), "loss_valid": finite(result.get("loss_valid")),
-        "diverged": diverged_at is not None, "diverged_at": diverged_at, "seconds": seconds,
+        "loss": result["loss_final"], "loss_valid": result["loss_valid"],
+        "diverged": result["loss_final"] is None, "diverged_at": diverged_at, "seconds": seconds,
         "tokens_per_second": round(steps * config.batch_size * config.seq_len / max(seconds, 1e-3)), "device": device,
     } | ({"ranges": ranges} if job.ranges_every else {})  # fmt: skip
+    return json.loads(checkpoint.to_json(record))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# All runs
+# ---- All runs ----
 
 
 def sweep(
@@ -155,171 +144,73 @@ def sweep(
     check_out(out)
     unique = {run_id(job): job for job in jobs}
     for job in unique.values():  # before hours of work; and a BPE vocabulary is learned once, not in every process
-        corpus_of(job.config.corpus, job.config.text, job.config.vocab_size, job.config.seq_len)
+        check_memory(job.config)
+        corpus_of(job.config)
     with ExitStack() as stack:
         client = stack.enter_context(connect(cluster)) if cluster else None
         results, table = out / "results", out / "table.csv"
         results.mkdir(parents=True, exist_ok=True)
+        stack.callback(checkpoint.lock(out).release)
+        for left in results.glob(".*.tmp"):  # by what was killed
+            left.unlink(missing_ok=True)
         records = load_results(out)
         missing = {id: job for id, job in unique.items() if id not in records}
         columns = ("id", *varying([*(plain(job.config) for job in jobs), *(r["config"] for r in records.values())]))
-        write_csv(list(records.values()), table, columns)  # anew, as a kill may have cost it a row
+        write_table(table, [*columns, *MEASURED], [row(r, columns) for r in records.values()])  # a kill may cost a row
         costs = {id: estimate_seconds(job) for id, job in missing.items()}
-        bar = stack.enter_context(tqdm(
-            total=sum(costs.values()), disable=None if progress else True, dynamic_ncols=True, smoothing=0, leave=False,
+        meter = stack.enter_context(bar(
+            progress=progress, total=sum(costs.values()), dynamic_ncols=True, smoothing=0,
             bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed}, {remaining} left",
         ))  # fmt: skip
 
-        def show() -> None:
+        def tick() -> None:
             if client and client.status != "running":  # its futures would never come
                 raise ConnectionError(f"--cluster: {cluster} is gone; what is done is kept, the same command goes on")
-            bar.set_description_str(f"{sum(id in records for id in unique)}/{len(unique)} runs")
+            meter.set_description_str(f"{sum(id in records for id in unique)}/{len(unique)} runs")
 
         def keep(id: str, record: Record) -> None:
-            if client:
-                checkpoint.write_json(results / f"{id}.json", record)
-            with table.open("a") as file:
+            checkpoint.write_json(results / f"{id}.json", checkpoint.sealed(record))
+            with table.open("a", encoding="utf-8") as file:
                 file.write(to_line(row(record, columns)))
             records[id] = record
-            bar.update(costs[id])
+            meter.update(costs[id])
 
-        # a seat is where one run at a time is: a killed process takes its own run with it, and no one else's
+        tasks = {id: (id, missing[id], device) for id in sorted(missing, key=lambda id: -costs[id])}
         seats = [client.get_executor(pure=False)] * len(missing) if client else new_seats(workers, len(missing))
-        keep_in = None if client else results  # a worker of a cluster need not share our disk
-        errors = work_off(
-            {id: (missing[id], device, keep_in) for id in sorted(missing, key=lambda id: -costs[id])},
-            seats, keep=keep, tick=show, retries=retries,
-        )  # fmt: skip
+        errors = work_off(task, tasks, seats, keep=keep, tick=tick, retries=retries)
     if errors:
         raise Crashed(errors)
     return [records[run_id(job)] for job in jobs]
 
 
-def work_off(
-    tasks: dict[str, tuple[Any, ...]], seats: list[Executor], *, keep: Callable[[str, Record], None],
-    tick: Callable[[], None], retries: int,
-) -> dict[str, str]:  # fmt: skip
-    """`task` of each of `tasks`, one at a time in each seat, and `keep` of its record; `tick` at least every second.
-
-    The errors of those that failed once and `retries` times again. Interrupted, it ends the processes it started.
-    """
-    waiting, tries = deque(tasks), Counter[str]()
-    flying: dict[Future[Record], tuple[str, Executor]] = {}
-    errors: dict[str, str] = {}
-    others = set(active_children())
-    try:
-        while waiting or flying:
-            tick()
-            while waiting and seats:
-                id, seat = waiting.popleft(), seats.pop()
-                flying[seat.submit(task, *tasks[id])] = id, seat
-            for future in wait(flying, timeout=1, return_when=FIRST_COMPLETED).done:
-                id, seat = flying.pop(future)
-                try:
-                    record = future.result()
-                except Exception as error:
-                    tries[id] += 1
-                    if tries[id] <= retries:
-                        waiting.append(id)
-                    else:
-                        errors[id] = " ".join(f"{type(error).__name__}: {error}".split())
-                    if isinstance(error, BrokenExecutor):
-                        [seat] = new_seats(1)
-                else:
-                    keep(id, record)
-                seats.append(seat)
-    finally:
-        if flying:
-            mine = set(active_children()) - others
-            for end in (BaseProcess.terminate, BaseProcess.join):
-                for process in mine:
-                    end(process)
-        for seat in {*seats, *(seat for _, seat in flying.values())}:
-            seat.shutdown(wait=not flying)
-    return errors
-
-
-def task(job: Job, device: str, results: Path | None) -> Record:
-    """Run the job, in an executor, and keep its record in `results`, unless it is there.
-
-    It may be: a process can be killed between keeping a record and handing it over.
-    """
-    path = results / f"{run_id(job)}.json" if results else None
-    if path and path.exists():
-        return read_record(path)
+def task(id: str, job: Job, device: str) -> Record:
+    """The record of the run `id`. Raises ValueError when a text of its is another by now."""
     record = run(job, device)
-    if path:
-        checkpoint.write_json(path, record)
+    if record["id"] != id:
+        raise ValueError("--text: changed while the sweep was on")
     return record
 
 
-def new_seats(workers: int, runs: int = 1) -> list[Executor]:
-    """Executors of one process each, no more than there are runs; or of this process if there are no `workers`."""
-    if workers == 0:
-        return [InThisProcess()]
-    spawn = get_context("spawn")
-    return [ProcessPoolExecutor(1, mp_context=spawn, initializer=follow_parent) for _ in range(min(workers, runs))]
-
-
-def follow_parent() -> None:
-    """Leave Ctrl-C to the parent of this new process, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
-    parent = parent_process()
-    assert parent
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=end, daemon=True).start()
-
-
-class InThisProcess(Executor):
-    """Runs what is submitted at once: for tests, and where processes are not to be had."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@contextmanager
-def connect(address: str) -> Iterator[Any]:
-    """A client of the dask scheduler at `address`. Raises ValueError without `distributed` or a scheduler."""
-    try:
-        distributed = import_module("distributed")
-    except ImportError:
-        raise ValueError(f"--cluster: needs dask, {install_hint('cluster')}; or leave it out") from None
-    try:
-        client = distributed.Client(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--cluster: no dask scheduler answers at {address} ({error})") from None
-    with client:
-        yield client
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is kept
+# ---- What is kept ----
 
 
 def check_out(out: Path) -> None:
     """Raise ValueError when `out` is neither new, nor empty, nor a sweep's."""
-    if out.exists() and not (out / "results").is_dir() and (not out.is_dir() or any(out.iterdir())):
+    empty = not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
+    if not empty and not (out / "results").is_dir():
         raise ValueError(f"--out: {out} holds something else than a sweep; name another directory")
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file. Raises ValueError when there is none."""
+    """The record in a file. Raises ValueError when there is none, or a damaged one."""
     try:
-        record: Record = json.loads(path.read_text())
-        if record["id"] != path.stem:
-            raise ValueError(f"it is of run {record['id']}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of a sweep ({error}); delete it") from None
+        record = checkpoint.read_record(path)
+        if lacks := {"id", "config", *MEASURED} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
+        if record["id"] != path.stem or not isinstance(record["config"], dict):
+            raise ValueError(f"it is of run {record['id']!s:.40}")
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of a sweep ({error}); delete it, and the run is made again") from None
     return record
 
 
@@ -338,14 +229,7 @@ def row(record: Record, columns: Sequence[str]) -> list[Any]:
     return [record["config"].get(name, record.get(name)) for name in columns] + [record[name] for name in MEASURED]
 
 
-def write_csv(records: Sequence[Record], path: Path, columns: Sequence[str] = ()) -> None:
-    """A table of runs: `columns`, every option that is not the same in all, and what was measured."""
-    names = list(dict.fromkeys((*columns, *varying([record["config"] for record in records]))))
-    write_table(path, [*names, *MEASURED], [row(record, names) for record in records])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run costs
+# ---- What a run costs ----
 
 SHAPE = ("width", "layers", "head_dim", "seq_len", "vocab_size", "batch_size", "fp8", "optimizer")
 SAMPLE = 1e10  # FLOPs of a step that is timed, at most: a fraction of a second
@@ -361,16 +245,16 @@ def flops(config: TrainConfig) -> float:
 
 def estimate_seconds(job: Job) -> float:
     """CPU time of a run here, from timed steps of its shape, or of a smaller one if that would take long."""
-    c = job.config
-    shape = TrainConfig(lr=2**-10, **{name: getattr(c, name) for name in SHAPE})
-    return _step_seconds(alone(shape)) * (c.steps + VALIDATION)
+    shape = TrainConfig(lr=2**-10, **{name: getattr(job.config, name) for name in SHAPE})
+    return _step_seconds(shape) * (job.config.steps + VALIDATION)
 
 
 @lru_cache(maxsize=256)
 def _step_seconds(shape: TrainConfig) -> float:
     sample = shape
-    while flops(sample) > SAMPLE and (smaller := _smaller(sample)):
-        sample = smaller
+    for name, unit in (("batch_size", 1), ("layers", 1), ("width", lcm(4, shape.head_dim))):
+        while flops(sample) > SAMPLE and (units := getattr(sample, name) // unit) > 1:
+            sample = replace(sample, **{name: units // 2 * unit})
     tokens = np.random.default_rng(0).integers(0, sample.vocab_size, 10 * sample.seq_len).astype(np.uint16)
     trainer = Trainer(sample, Corpus("random tokens", tokens, tokens, ByteTokenizer()))
     times: list[float] = []
@@ -381,16 +265,7 @@ def _step_seconds(shape: TrainConfig) -> float:
     return min(times) * flops(shape) / flops(sample)
 
 
-def _smaller(c: TrainConfig) -> TrainConfig | None:
-    for name, unit in (("batch_size", 1), ("layers", 1), ("width", lcm(4, c.head_dim))):
-        units = getattr(c, name) // unit
-        if units > 1:
-            return replace(c, **{name: units // 2 * unit})
-    return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
+# ---- The command ----
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -424,7 +299,7 @@ def main(argv: list[str] | None = None) -> int:
         device = args.device if args.cluster else choose_device(args.device)
         if not args.grid:
             raise ValueError("--grid: name an option to sweep, as lr=2^-2:2^3:2^0.5")
-        axes = [parse_grid(text) for text in args.grid]
+        axes = [search.parse_grid(text) for text in args.grid]
         options = cli.given(args, TrainConfig)
         asked = Counter([*(name for name, _ in axes), *options])
         if twice := [name for name, count in asked.items() if count > 1]:
@@ -432,27 +307,27 @@ def main(argv: list[str] | None = None) -> int:
         names = [name for name, _ in axes if name != "seed"]
         base = PRESETS[args.preset] | options
         if args.random < inf:
-            configs = [c for point in draw(args.grid, args.random) for c in with_seeds(base | point, args.seeds)]
+            points = search.draw(args.grid, args.random)
+            configs = [c for point in points for c in search.with_seeds(base | point, args.seeds)]
         elif args.independent:
             if "lr" not in names:
                 raise ValueError("--independent: needs --grid lr=…, which is searched first")
-            configs = [c for axis in axes for c in grid(base, [axis], args.seeds)]
-            configs += grid(base, [("lr", dict(axes)["lr"][:3])], args.seeds)
+            around = ("lr", dict(axes)["lr"][:3])
+            configs = [c for axis in (*axes, around) for c in search.grid(base, [axis], args.seeds)]
         else:
-            configs = grid(base, axes, args.seeds)
+            configs = search.grid(base, axes, args.seeds)
         unique = {run_id(job): job for config in configs for job in [Job(config, args.log_scales)]}
         check_out(args.out)
         before = load_results(args.out)
-        left = {id: job for id, job in unique.items() if id not in before}
 
     if args.dry_run:
-        seconds = sum(map(estimate_seconds, left.values()))
-        runs, done = len(unique), len(unique) - len(left)
+        seconds = sum(estimate_seconds(job) for id, job in unique.items() if id not in before)
+        runs, done = len(unique), len(unique.keys() & before.keys())
         at_most = "at most " if args.independent else ""  # the best lr is not known, so not what is done at it either
         say(f"{at_most}{runs} runs, {done} of them done; the rest takes about {show_time(seconds)} of CPU time, "
             f"{show_time(seconds / args.workers)} with {args.workers} workers")  # fmt: skip
         if args.json:
-            print(json.dumps({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
+            print(checkpoint.to_json({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
         return 0
 
     def train_all(configs: list[TrainConfig]) -> list[Record]:
@@ -461,36 +336,34 @@ def main(argv: list[str] | None = None) -> int:
             device=device, progress=not args.quiet, retries=args.retries,
         )  # fmt: skip
 
-    found: list[tuple[str, Point]] = []
-    points: list[Point] = []
+    stages: list[search.Stage] = []
     crashed: dict[str, str] = {}
     try:
         with cli.bad_input(parser):
             if args.independent:
-                found = independent(base, axes, args.seeds, train_all)
+                stages = search.independent(base, axes, args.seeds, train_all)
             else:
-                points = ranked(train_all(configs), names)
+                train_all(configs)
     except Crashed as crash:
         crashed = crash.errors
-        kept = load_results(args.out)
-        points = [] if args.independent else ranked([kept[id] for id in unique if id in kept], names)
     except KeyboardInterrupt:
-        done = len(load_results(args.out).keys() - before.keys()) if (args.out / "results").exists() else 0
+        done = len(load_results(args.out).keys() - before.keys())
         print(f"microumup sweep: interrupted; {done} more runs are done, the same command goes on", file=sys.stderr)
         return 130
-    if points:
-        say(f"{summary(points)}\n")
+    kept = {} if args.independent else load_results(args.out)
+    found = search.ranked([kept[id] for id in unique if id in kept], names)
     if found:
-        rows = [[stage, ", ".join(f"{k} {show_value(v)}" for k, v in p.values.items())] for stage, p in found]
-        rows = [[*row, show_loss(p)] for row, (_, p) in zip(rows, found, strict=True)]
-        say(f"{show([['search', 'best', 'loss'], *rows])}\n")
+        say(f"{search.summary(found)}\n")
+    if stages:
+        say(f"{search.account(stages)}\n")
     say(f"every run: {args.out / 'table.csv'}")
     for id, error in crashed.items():
         print(f"microumup sweep: run {id} crashed: {error}", file=sys.stderr)
     if args.json:
-        search = [{"stage": stage, **as_json(p)} for stage, p in found]
-        content = {"points": [as_json(p) for p in points], "search": search, "crashed": crashed}
-        print(json.dumps({"table": str(args.out / "table.csv"), **content}))
+        print(checkpoint.to_json({
+            "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
+            "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
+        }))  # fmt: skip
     return 1 if crashed else 0
 
 
@@ -500,7 +373,3 @@ def show_time(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,4 +1,4 @@
-"""Tables: as CSV that reads back as it was written, and as columns of text.
+"""Output of commands: CSV that reads back as it was written, columns of text, and lines of JSON.
 
 In a CSV None is an empty cell, text is bare, all else is as in JSON. Text that JSON would take for something else, as
 the name 123456789012, is quoted as in JSON too.
@@ -32,28 +32,28 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write the rows, each with a value for every column, whole or not at all."""
-    lines = [_csv(columns), *map(to_line, rows)]
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
+    lines = map(to_line, [columns, *rows])
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes("".join(lines).encode()))
 
 
 def to_line(row: Sequence[Any]) -> str:
     """A row as its line of the file."""
-    return _csv([_cell(value) for value in row])
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(map(_cell, row))
+    return line.getvalue()
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows by column. Raises ValueError where a row has not as many cells as the table has columns."""
-    with path.open(newline="") as file:
-        columns, *rows = list(csv.reader(file)) or [[]]
-    if any(len(row) != len(columns) for row in rows):
-        raise ValueError(f"{path} is not a table, its rows have not all {len(columns)} cells")
+    """The rows by column. Raises ValueError, naming the file, where a row has not as many cells as the table has
+    columns, and for a file that is no text, or too large for a table."""
+    try:
+        text = checkpoint.read_bytes(path).decode()
+        columns, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"its rows have not all {len(columns)} cells")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a table ({checkpoint.one_line(error)}); restore it, or delete it") from None
     return [dict(zip(columns, map(_value, row), strict=True)) for row in rows]
-
-
-def _csv(cells: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
 
 
 def _cell(value: Any) -> str:
@@ -67,5 +67,5 @@ def _value(cell: str) -> Any:
         return None
     try:
         return json.loads(cell)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets of thousands of levels
         return cell

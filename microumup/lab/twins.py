@@ -10,7 +10,7 @@ Legend: B batch, T sequence, D width, H heads, K head dim, V vocabulary.
 
 from importlib import import_module
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 from microumup.backend import Array, install_hint
 from microumup.config import ModelConfig
@@ -30,15 +30,10 @@ class Twin:
     """Plain PyTorch, the twin of our scheme `sp`. `step` is a whole training step on the one batch it was given."""
 
     name, module, scheme = "torch", "torch", "sp"
+    adamw: ClassVar = {"lr": 1e-5, "weight_decay": 0.1}  # so low that hundreds of steps change nothing that takes time
 
     def __init__(
-        self,
-        config: ModelConfig,
-        params: dict[str, Array],
-        batch: tuple[Array, Array],
-        *,
-        fused: bool,
-        threads: int = 1,
+        self, config: ModelConfig, params: dict[str, Array], batch: tuple[Array, Array], *, fused: bool, threads: int
     ) -> None:
         """`params` by our names, `batch` the tokens and targets (B, T); `fused` says which of PyTorch's AdamW.
 
@@ -52,15 +47,11 @@ class Twin:
         frequency = config.rope_base ** (-self.torch.arange(0, K, 2) / K)  # (K/2,)
         angle = self.torch.arange(config.seq_len)[:, None] * frequency  # (T, K/2)
         self.turn = self.torch.polar(self.torch.ones_like(angle), angle)[:, None]  # (T, 1, K/2), complex
-        self.optimizer = self.new_optimizer(fused)
+        self.optimizer = self.peer.optim.AdamW(self.weights.values(), fused=fused, **self.adamw)
 
     def parameter(self, name: str, w: Any) -> Any:
         """The parameter that is made of w."""
         return w.requires_grad_()
-
-    def new_optimizer(self, fused: bool) -> Any:
-        """AdamW, at a rate so low that hundreds of steps on one batch change nothing that takes time."""
-        return self.torch.optim.AdamW(self.weights.values(), lr=1e-5, weight_decay=0.1, fused=fused)
 
     def gradient_constant(self, name: str) -> float:
         """Their gradient of the weight `name` over the true one."""
@@ -92,35 +83,34 @@ class Twin:
         logits = F.linear(F.rms_norm(x, (c.width,), eps=c.norm_eps), w["head"])  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten())
 
-    def step(self) -> float:
-        """Forward, backward, AdamW: the loss before the update."""
+    def backward(self) -> float:
+        """Forward and backward: the loss. Gradients are left in `weights`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
-        self.optimizer.step()
         return float(loss.item())
+
+    def step(self) -> float:
+        """Forward, backward, AdamW: the loss before the update."""
+        loss = self.backward()
+        self.optimizer.step()
+        return loss
 
     def loss_and_gradients(self) -> tuple[float, dict[str, Array]]:
         """The loss, and the true gradient of every weight: theirs over `gradient_constant`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss()
-        loss.backward()
-        return float(loss.item()), {
-            name: w.grad.numpy() / self.gradient_constant(name) for name, w in self.weights.items()
-        }
+        loss = self.backward()
+        return loss, {name: w.grad.numpy() / self.gradient_constant(name) for name, w in self.weights.items()}
 
 
 class UnitScalingTwin(Twin):
     """unit-scaling's own functions and optimizer, put together as its own decoder is: the twin of `umup-iclr`."""
 
     name, module, scheme = "unit-scaling", "unit_scaling", "umup-iclr"
+    adamw: ClassVar = {"lr": 1e-4, "weight_decay": 2**-13}
 
     def parameter(self, name: str, w: Any) -> Any:
         depth = self.config.layers if name.startswith("layer") else None
         return self.peer.Parameter(w, "output" if name == "head" else "weight", depth)
-
-    def new_optimizer(self, fused: bool) -> Any:
-        return self.peer.optim.AdamW(self.weights.values(), lr=1e-4, weight_decay=2**-13, fused=fused)
 
     def gradient_constant(self, name: str) -> float:
         """Ours, but for one factor: the linears of its MLP go without a constraint, and so down's dx takes fan_out^-1/2

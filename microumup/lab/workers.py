@@ -1,21 +1,35 @@
-"""Many runs at once: in other processes, one BLAS thread each, or in this one."""
+"""Many runs at once: in other processes, one BLAS thread each, on a dask cluster, or in this one."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from multiprocessing import get_context
-from typing import TypeVar
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import RLock, Thread
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from microumup.backend import install_hint
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def bar(things: Iterable[Job] | None = None, *, progress: bool, **look: Any) -> Any:
+    """Bar of tqdm over `things`: on a terminal alone and until they are done, or nowhere without `progress`."""
+    return tqdm(things, leave=False, disable=None if progress else True, **look)
+
+
 def run_all(
-    run: Callable[[Job], Result], jobs: Sequence[Job], workers: int, *, progress: bool, unit: str
+    run: Callable[[Job], Result], jobs: Sequence[Job], workers: int, *, progress: bool = False, unit: str = "run"
 ) -> list[Result]:
-    """`run` of every job, in order; under a bar on a terminal if `progress`.
+    """`run` of every job, in order; under a bar if `progress`.
 
     In as many processes as there are `workers`, where `run` and the jobs have to be picklable; in this process, with
     whatever has been replaced in it, if that is 0.
@@ -23,7 +37,102 @@ def run_all(
     with ExitStack() as stack:
         results: Iterable[Result] = map(run, jobs)
         if workers:
-            pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+            spawn = get_context("spawn")
+            pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=follow_parent)
             results = stack.enter_context(pool).map(run, jobs)
-        bar = tqdm(results, total=len(jobs), unit=unit, leave=False, disable=None if progress else True)
-        return list(stack.enter_context(bar))
+        return list(stack.enter_context(bar(results, progress=progress, total=len(jobs), unit=unit)))
+
+
+# ---- Seats: executors of one process each. A process that is killed takes its own run with it, and no one else's ----
+
+
+def work_off(
+    run: Callable[..., Result], tasks: dict[str, tuple[Any, ...]], seats: list[Executor], *,
+    keep: Callable[[str, Result], None], tick: Callable[[], None], retries: int,
+) -> dict[str, str]:  # fmt: skip
+    """`run` of each of `tasks`, one at a time in each seat, and `keep` of its result; `tick` at least every second.
+
+    The errors of those that failed once and `retries` times again. Interrupted, it ends the processes it started.
+    """
+    waiting = deque((id, retries) for id in tasks)
+    flying: dict[Future[Result], tuple[str, int, Executor]] = {}
+    errors: dict[str, str] = {}
+    others = set(active_children())
+    try:
+        while waiting or flying:
+            tick()
+            while waiting and seats:
+                (id, left), seat = waiting.popleft(), seats.pop()
+                flying[seat.submit(run, *tasks[id])] = id, left, seat
+            for future in futures.wait(flying, timeout=1, return_when=futures.FIRST_COMPLETED).done:
+                id, left, seat = flying.pop(future)
+                try:
+                    result = future.result()
+                except Exception as error:
+                    if left:
+                        waiting.append((id, left - 1))
+                    else:
+                        errors[id] = " ".join(f"{type(error).__name__}: {error}".split())
+                    if isinstance(error, futures.BrokenExecutor):
+                        [seat] = new_seats(1)
+                else:
+                    keep(id, result)
+                seats.append(seat)
+    finally:
+        if flying:
+            mine = set(active_children()) - others
+            for end in (BaseProcess.terminate, BaseProcess.join):
+                for process in mine:
+                    end(process)
+        for seat in {*seats, *(seat for *_, seat in flying.values())}:
+            seat.shutdown(wait=not flying)
+    return errors
+
+
+def new_seats(workers: int, runs: int = 1) -> list[Executor]:
+    """Seats for `workers`, no more than there are runs; one in this process if there are no `workers`."""
+    if workers == 0:
+        return [InThisProcess()]
+    spawn = get_context("spawn")
+    return [ProcessPoolExecutor(1, mp_context=spawn, initializer=follow_parent) for _ in range(min(workers, runs))]
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent of this new process, and end with it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
+    parent = parent_process()
+    assert parent
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=end, daemon=True).start()
+
+
+class InThisProcess(Executor):
+    """A seat in this process, where what is submitted is run at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """A client of the dask scheduler at `address`. Raises ValueError without `distributed` or a scheduler."""
+    try:
+        distributed = import_module("distributed")
+    except ImportError:
+        raise ValueError(f"--cluster: needs dask, {install_hint('cluster')}; or leave it out") from None
+    try:
+        client = distributed.Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--cluster: no dask scheduler answers at {address} ({error})") from None
+    with client:
+        yield client

@@ -11,29 +11,33 @@ Four checks look at a model with a mistake planted in it, each from another side
 Transfer takes minutes and is run when asked for. The table is held against what is known of every mistake.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from math import inf, isfinite, log, nan
+from math import inf, log, nan
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from microumup import cli
+from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, TrainConfig, check_least
-from microumup.data import Corpus, load_corpus
 from microumup.lab import gradcheck
-from microumup.lab.coordcheck import Row, coordcheck
+from microumup.lab.coordcheck import coordcheck
 from microumup.lab.expected import expected_rms
 from microumup.lab.mistakes import ZOO, Mistake, planted
 from microumup.lab.scales import fresh_loss, measured_rms
+from microumup.lab.sweep import Job, run
 from microumup.lab.workers import run_all
-from microumup.trainer import Diverged, train
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The checks: each finds something to say about a mistake, or nothing
+# ---- The checks: each finds something to say about a mistake, or nothing ----
+
+
+def furthest(off: Sequence[tuple[float, str]]) -> str:
+    """Finding of a check: the words on what is furthest off, and of how many. Nothing where nothing is."""
+    return f"{max(off, key=itemgetter(0))[1]}, furthest off of {len(off)}" if off else ""
 
 
 def by_gradcheck(mistake: Mistake) -> str:
@@ -45,12 +49,9 @@ def by_gradcheck(mistake: Mistake) -> str:
             if case.scale:
                 results += gradcheck.check_factors(*case[:3], case.scale, case.expected, **case.settings)
         results += gradcheck.check_model(replace(gradcheck.tiny_config("umup"), layers=1), sample=4)
-    failed = [r for r in results if not r.passed]
-    if not failed:
-        return ""
-    worst = max(failed, key=lambda r: r.error)
-    error = "1 - cosine" if worst.part == 3 else "error"
-    return f"{worst.name.split(' (')[0]}, {error} {worst.error:.1g}, furthest off of {len(failed)}"
+    kinds = ("error", "error", "1 - cosine")
+    failed = [(r.error, r.name.split(" (")[0], kinds[r.part - 1]) for r in results if not r.passed]
+    return furthest([(error, f"{name}, {kind} {error:.1g}") for error, name, kind in failed])
 
 
 def by_scale(mistake: Mistake) -> str:
@@ -60,29 +61,20 @@ def by_scale(mistake: Mistake) -> str:
     with planted(mistake):
         measured = measured_rms(fresh_loss(config, 16))
     off = {name: measured[name] / rms for name, rms in expected.items() if not 0.8 <= measured[name] / rms <= 1.25}
-    if not off:
-        return ""
-    worst = max(off, key=lambda name: abs(log(off[name])))
-    return f"{worst} at {off[worst]:.2g} of its RMS, furthest off of {len(off)}"
+    return furthest([(abs(log(x)), f"{name} at {x:.2g} of its RMS") for name, x in off.items()])
 
 
 def by_coord(mistake: Mistake) -> str:
     """A coordinate check over two widths, with as many heads in both, and one over two depths."""
-    config = ModelConfig(seq_len=16)
+    config, off = ModelConfig(seq_len=16), []
     with planted(mistake):
         over = [coordcheck(config, widths=(64, 256), heads=4, steps=2), coordcheck(config, depths=(2, 16), steps=2)]
-    failed = [(report.axis, r) for report in over for r in report.failed]
-    if not failed:
-        return ""
-
-    def distance(found: tuple[str, Row]) -> float:
-        low, high = found[1].expected
-        return max(found[1].slope - high, low - found[1].slope)
-
-    axis, worst = max(failed, key=distance)
-    expected = " … ".join(f"{slope:g}" for slope in dict.fromkeys(worst.expected))
-    slope = f"{axis}^{round(worst.slope, 2) + 0:.2f}, not {expected}"
-    return f"{worst.measure} of {worst.tensor} as {slope}, furthest off of {len(failed)}"
+    for axis, r in [(report.axis, r) for report in over for r in report.failed]:
+        low, high = r.expected
+        expected = " … ".join(f"{slope:g}" for slope in dict.fromkeys(r.expected))
+        words = f"{r.measure} of {r.tensor} as {axis}^{round(r.slope, 2) + 0:.2f}, not {expected}"
+        off.append((max(r.slope - high, low - r.slope), words))
+    return furthest(off)
 
 
 # Training on the shipped text, short and narrow. Octaves are powers of 2: η = 2^octave. A parabola through five of
@@ -92,20 +84,10 @@ STEPS, SEQ_LEN = 256, 32
 MOST_OCTAVES, MOST_NATS = 2 / 3, 0.05
 
 
-@cache
-def corpus() -> Corpus:
-    """The text, read once a process."""
-    return load_corpus(seq_len=SEQ_LEN)
-
-
 def valid_loss(width: int, octave: int) -> float:
     """Validation loss of a model trained at η = 2^octave; infinite when it diverged."""
-    config = TrainConfig(width=width, seq_len=SEQ_LEN, steps=STEPS, lr=2.0**octave)
-    try:
-        loss: float = train(config, corpus())[1]["loss_valid"]
-    except Diverged:
-        return inf
-    return loss if isfinite(loss) else inf
+    loss = run(Job(TrainConfig(width=width, seq_len=SEQ_LEN, steps=STEPS, lr=2.0**octave)))["loss_valid"]
+    return inf if loss is None else float(loss)
 
 
 def best(loss_at: Callable[[int], float], start: int = 1) -> tuple[float, float]:
@@ -132,19 +114,18 @@ def by_transfer(found: Sequence[tuple[float, float]], healthy: Sequence[tuple[fl
     return ", ".join(findings)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
+# ---- The command ----
 
 CHECKS = {"gradcheck": by_gradcheck, "scale": by_scale, "coord": by_coord}
 ALL_CHECKS = (*CHECKS, "transfer")
-Job = tuple[str, str, int]  # a mistake, a check, and the width where it is transfer
+Look = tuple[str, str, int]  # a mistake, a check, and the width where it is transfer
 Findings = dict[str, dict[str, str]]  # by mistake and check; empty where the check did not catch it
 
 
 def examine(names: Iterable[str], checks: Iterable[str], *, workers: int = 0, progress: bool = False) -> Findings:
     """Findings of each check in each mistake. In this process, or in as many others as there are `workers`."""
     names, checks = tuple(names), tuple(checks)
-    jobs: list[Job] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
+    jobs: list[Look] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
     if "transfer" in checks:
         jobs += [(name, "transfer", width) for width in reversed(WIDTHS) for name in dict.fromkeys(("nothing", *names))]
     found = dict(zip(jobs, run_all(look, jobs, workers, progress=progress, unit="look"), strict=True))
@@ -157,7 +138,7 @@ def examine(names: Iterable[str], checks: Iterable[str], *, workers: int = 0, pr
     return {name: {check: finding(name, check) for check in checks} for name in names}
 
 
-def look(job: Job) -> Any:
+def look(job: Look) -> Any:
     """A finding, or what `best` says."""
     name, check, width = job
     if check in CHECKS:
@@ -185,15 +166,12 @@ def table(findings: Findings) -> str:
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * size for size in sizes])
     lines = ["| " + " | ".join(map(str.ljust, cells, sizes)) + " |" for cells in rows]
-    missed = [name for name, found in findings.items() if name != "nothing" and not any(found.values())]
-    if missed:
+    caught = {name: "; ".join(f"{k}: {text}" for k, text in found.items() if text) for name, found in findings.items()}
+    if missed := [name for name, texts in caught.items() if name != "nothing" and not texts]:
         lines += ["", f"Not caught by any of {', '.join(checks)}:", ""]
         lines += [f"- {name}: {ZOO[name].seen_by or 'by ' + ZOO[name].caught_by}" for name in missed]
-    if any(any(found.values()) for found in findings.values()):
-        lines += ["", "Found:", ""]
-    for name, found in findings.items():
-        if any(found.values()):
-            lines.append(f"- {name}: " + "; ".join(f"{check}: {text}" for check, text in found.items() if text))
+    if any(caught.values()):
+        lines += ["", "Found:", "", *(f"- {name}: {texts}" for name, texts in caught.items() if texts)]
     return "\n".join(lines)
 
 
@@ -221,9 +199,5 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := unexpected(findings):
         print(f"microumup zoo: not as expected: {'; '.join(wrong)}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"passed": not wrong, "found": findings}))
+        print(to_json({"passed": not wrong, "found": findings}))
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -18,7 +18,7 @@ from microumup.lab.curve import Curve, columns, conditional_entropies, labels, m
 def run_dir(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
-    config = {"scheme": "umup", "width": 64, "lr": 1.5, "corpus": "other", "text": [], "vocab_size": 256}
+    config = asdict(TrainConfig(corpus="other"))
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").write_text("".join(f'{{"step": {i}, "loss": {5 - i / 50}}}\n' for i in range(100)))
     return run
@@ -163,7 +163,7 @@ def test_the_shipped_corpus_has_its_entropies_beside(run_dir: Path, capsys: pyte
         (lambda run: (run / "config.json").unlink(), "there is no config.json"),
         (lambda run: (run / "metrics.jsonl").unlink(), "there is no metrics.jsonl"),
         (lambda run: (run / "metrics.jsonl").write_text(""), "no step is logged yet"),
-        (lambda run: (run / "metrics.jsonl").write_text("{"), "damaged"),
+        (lambda run: (run / "metrics.jsonl").write_text("{\n"), "damaged"),
     ],
 )
 def test_what_is_no_run_is_named(run_dir: Path, damage, message: str, refused: Refused) -> None:

@@ -9,10 +9,11 @@ import pytest
 from conftest import Refused
 from test_plan import odd
 
+from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LinearFormats
-from microumup.lab.explain import Branch, Ledger, Parameter, explain, hints, main, report, to_json
+from microumup.lab.explain import Branch, Ledger, Parameter, explain, hints, main, report
 from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
@@ -339,7 +340,7 @@ def from_json(found: dict[str, Any], config_type: type[ModelConfig] = ModelConfi
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_json_keeps_all_of_a_plan(scheme: str, fp8: str) -> None:
     numbers = plan(odd(scheme, fp8=fp8), batch_tokens=37)
-    found = from_json(json.loads(json.dumps(to_json(numbers))))
+    found = from_json(json.loads(to_json(numbers)))
     assert found == numbers == plan(odd(scheme, fp8=fp8), batch_tokens=37)  # and to_json has changed nothing
     assert list(found.weights) == list(numbers.weights)  # dicts are equal in any order; a file keeps this one
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from microumup import model, ops
+from microumup import fused, ops
 from microumup.config import ModelConfig
 from microumup.engine import primitive
 from microumup.lab import gradcheck
@@ -16,6 +16,7 @@ from microumup.lab.gradcheck import cases, check_factors, check_model, check_pai
 from microumup.multipliers import UnitScaled
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
+from microumup.plan import gradient_constants, weights
 
 RNG = np.random.default_rng(0)
 X, W = RNG.standard_normal((2, 3, 6)), RNG.standard_normal((6, 6))  # square, so that a transposed gradient fits
@@ -55,7 +56,7 @@ def test_every_factor_is_right(case):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_parameter_is_right(scheme):
     results = check_model(tiny_config(scheme))
-    assert [r.name.split()[1] for r in results] == list(model.weights(tiny_config(scheme)))
+    assert [r.name.split()[1] for r in results] == list(weights(tiny_config(scheme)))
     assert wrong(results) == []
 
 
@@ -68,6 +69,7 @@ def test_no_pair_of_ops_is_left_out():
     checked = {case.forward.__name__ for case in cases()} | {case.backward.__name__ for case in cases()}
     functions = [name for name, _ in inspect.getmembers(ops, inspect.isfunction)]
     assert checked == {name for name in functions if name.endswith(("_forward", "_backward"))}
+    assert set(fused.KERNELS.values()) <= {case[:2] for case in cases()}
 
 
 def test_every_op_that_takes_a_scale_has_its_factors_checked():
@@ -337,8 +339,8 @@ def test_a_wrong_backward_shows_in_the_model_too(monkeypatch):
     assert "umup layer0.up" not in failed
 
 
-def constants_off_by(factor, config, batch_tokens):
-    constants = model.gradient_constants(config, batch_tokens)
+def constants_off_by(factor, plan):
+    constants = gradient_constants(plan)
     return constants | {"layer0.up": factor * constants["layer0.up"]}
 
 
@@ -355,6 +357,8 @@ def test_a_model_in_fp8_is_refused():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
+
+LINES = (10 + 5) + (8 + 4)  # pairs, and those of them with factors; of ops and fused
 
 
 @pytest.fixture
@@ -387,7 +391,7 @@ def test_the_table_has_a_line_for_each_op_and_scheme_with_its_worst_error(capsys
     for check in json.loads(last)["checks"]:
         families.setdefault((check["part"], check["name"].split()[0]), []).append(check)
     lines = [line.split() for line in out if line.startswith("    ")]
-    assert len(lines) == len(families) == 9 + 7 + 2
+    assert len(lines) == len(families) == LINES + 2
     for line, ((part, name), checks) in zip(lines, families.items(), strict=True):
         worst = f"{max(check['error'] for check in checks):.1e}"
         assert line[:6] == [name, str(len(checks)), "checks,", "the", "worst", worst + "," * (part == 3)]
@@ -404,7 +408,7 @@ def test_a_check_that_fails_is_printed_in_full_beside_the_lines_of_the_others(mo
     [row] = [line.split() for line in out if line.endswith("FAIL")]
     assert row[:2] == ["umup", "layer0.up"]
     assert float(row[-3]) == pytest.approx(np.sqrt(2) * float(row[-2]))
-    assert len([line for line in out if line.endswith(" ok")]) == 9 + 7
+    assert len([line for line in out if line.endswith(" ok")]) == LINES
 
 
 def test_the_command_checks_every_scheme_also_one_added_later(monkeypatch):
@@ -455,7 +459,7 @@ def test_the_seed_changes_the_numbers_and_repeats_them(part, capsys):
     ("argv", "message"),
     [
         (["--scheme", "umupp"], "--scheme: 'umupp' is unknown; choose from sp, mup"),
-        (["--seed", "-1"], "--seed: -1 is negative"),
+        (["--seed", "-1"], "--seed: -1 is too small"),
         (["--seed", "x"], "--seed: 'x' is not a whole number"),
     ],
 )

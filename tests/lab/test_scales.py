@@ -1,22 +1,24 @@
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import exp, log, sqrt
 
 import numpy as np
 import pytest
 
+from microumup.backend import install_hint
 from microumup.config import ModelConfig, TrainConfig
 from microumup.data import ByteTokenizer, Corpus
 from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
 from microumup.lab.expected import expected_rms
-from microumup.lab.scales import fresh_loss, main, measured_rms, note, table
-from microumup.lab.scales_plot import plot
-from microumup.model import forward, init_params, loss
+from microumup.lab.scales import fresh_loss, main, measured_rms, note, plot, table
+from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
+from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
+from microumup.run_dir import Command, RunDir
 from microumup.trainer import Trainer
 
 SMALL = ModelConfig(width=64, layers=2, seq_len=64, head_dim=16)
@@ -161,7 +163,7 @@ def test_measuring_asks_for_gradients():
     ids = np.zeros((1, 8), np.int64)
     for look in (measured_rms, linear_ranges):
         with pytest.raises(ValueError, match="keep=True"):
-            look(loss(params, ids, ids, TINY))
+            look(loss_with_logits(params, ids, ids, plan(TINY, ids.size)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,9 +221,10 @@ def run_dir(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(scales, "load_corpus", lambda *_, **__: corpus)
     config = TrainConfig(width=16, head_dim=4, layers=1, seq_len=8, batch_size=2, steps=2)
     trainer = Trainer(config, corpus)
-    trainer.update(0)
-    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
-    trainer.save(tmp_path / "checkpoint.safetensors", 1, 0.0)
+    with RunDir.create(tmp_path, config, corpus, Command(save_every=1)) as run:
+        loss, *_ = trainer.update(0)
+        run.log({"step": 0, "loss": loss})
+        run.save_if_due(trainer.state, 1, 0.0)
     return tmp_path
 
 
@@ -285,7 +288,7 @@ def learned():
         trainer.update(step)
     tokens, targets = text[:128].reshape(8, 16), text[1:129].reshape(8, 16)
     out = scales.kept_loss(trainer.params, tokens, targets, config)
-    z = np.float64(forward(trainer.params, tokens, config).data)
+    z = np.float64(forward(trainer.params, tokens, trainer.plan).data)
     p = np.exp(z - z.max(-1, keepdims=True))
     return linear_ranges(out), p / p.sum(-1, keepdims=True), np.eye(256)[targets]
 
@@ -365,8 +368,10 @@ def test_the_command_shows_the_first_and_last_logged_step_of_a_run(run_dir, caps
 def test_the_command_looks_at_the_checkpoint_of_a_run_without_a_log(run_dir, corpus, capsys):
     assert main([str(run_dir), "--quiet", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["steps"]
-    trainer, seen = Trainer(TrainConfig(**json.loads((run_dir / "config.json").read_text()) | {"text": ()}), corpus), {}
-    trainer.load(run_dir / "checkpoint.safetensors")
+    run = RunDir.resume(run_dir, corpus)
+    run.close()
+    trainer, seen = Trainer(run.config, corpus), {}
+    trainer.load_state(run.state, run.step)
     trainer.update(1, watch=lambda _, out: seen.update(linear_ranges(out)))
     assert found["1"].keys() == seen.keys()
     for name, r in seen.items():  # the command runs the readable ops, training the fast ones
@@ -424,5 +429,5 @@ def test_without_matplotlib_the_table_is_shown_and_the_mend_named(monkeypatch, c
         main(["--layers", "1", "--width", "16", "--plot", "figure.png"])
     assert end.value.code == 2
     out, err = capsys.readouterr()
-    assert "[plot]'" in err
+    assert install_hint("plot") in err
     assert "layer0.down.dy" in out

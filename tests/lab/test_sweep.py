@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microumup import __version__
+from microumup import __version__, checkpoint
 from microumup.config import PRESETS, TrainConfig
 from microumup.lab import sweep as module
 from microumup.lab.sweep import (
@@ -25,9 +25,9 @@ from microumup.lab.sweep import (
     run_id,
     show_time,
     sweep,
-    write_csv,
+    varying,
 )
-from microumup.lab.tables import read_table
+from microumup.lab.tables import read_table, write_table
 from microumup.parametrization import Scheme
 from microumup.trainer import train
 
@@ -73,8 +73,7 @@ def strict_json(path: Path) -> Any:
 def test_a_record_is_what_train_says(jobs: list[Job]) -> None:
     config = jobs[1].config
     record = run(jobs[1])
-    corpus = module.corpus_of(config.corpus, config.text, config.vocab_size, config.seq_len)
-    result = train(config, corpus)[1]
+    result = train(config, module.corpus_of(config))[1]
     assert record["id"] == run_id(jobs[1])
     assert (record["loss"], record["loss_valid"]) == (result["loss_final"], result["loss_valid"])
     assert (record["diverged"], record["diverged_at"]) == (False, None)
@@ -98,41 +97,98 @@ def test_a_run_that_diverges_is_a_result(text: str, tmp_path: Path) -> None:
     [record] = sweep([job], tmp_path, workers=0)
     assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
     assert record["diverged_at"] >= 1
-    assert strict_json(tmp_path / "results" / f"{run_id(job)}.json") == record
+    assert strict_json(tmp_path / "results" / f"{run_id(job)}.json") == checkpoint.sealed(record)
     [row] = read_table(tmp_path / "table.csv")
     assert (row["loss"], row["diverged"]) == (None, True)
 
 
-def test_what_is_not_finite_is_none_in_json(monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> None:
-    monkeypatch.setattr(
-        module, "train", lambda *a, **k: (None, {"loss_final": 9.0, "loss_valid": float("nan"), "seconds": 0})
-    )
+@pytest.mark.parametrize("losses", [(9.0, float("nan")), (float("inf"), 9.0)])
+def test_a_run_whose_end_is_no_number_diverged(
+    losses: tuple[float, float], monkeypatch: pytest.MonkeyPatch, jobs: list[Job]
+) -> None:
+    """It counted as one that ended, where only the last update or the validation broke."""
+    result = dict(zip(("loss_final", "loss_valid"), losses, strict=True)) | {"seconds": 0}
+    monkeypatch.setattr(module, "train", lambda *a, **k: (None, result))
     record = run(jobs[0])
-    assert (record["loss"], record["loss_valid"], record["diverged"]) == (9.0, None, False)
+    assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
+    assert record["diverged_at"] == jobs[0].config.steps
 
 
 def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     config = jobs[1].config
     before = run_id(jobs[1])
     with monkeypatch.context() as other_order:
-        other_order.setattr(module, "OPTIONS", dict(reversed(module.OPTIONS.items())))
+        other_order.setattr(module, "plain", lambda config: dict(reversed(plain(config).items())))
         assert run_id(jobs[1]) == before
     assert run_id(Job(replace(config, lr=1))) == run_id(jobs[1])  # 1 == 1.0
     assert run_id(Job(replace(config, threads=2))) == run_id(jobs[1])  # a sweep always takes one
     others = [Job(replace(config, seed=1)), Job(replace(config, warmup=0.5)), Job(config, 1), jobs[0]]
     assert len({run_id(job) for job in [jobs[1], *others]}) == 5
-    code = "from test_sweep import *; print(run_id(Job(TrainConfig(**TINY, lr=0.7, text=('a', 'b')))))"
+    text = config.text[0]
+    code = f"from test_sweep import *; print(run_id(Job(TrainConfig(**TINY, lr=0.7, text=({text!r}, {text!r})))))"
     other_process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
         env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=("a", "b"))))
+    assert other_process.stdout.strip() == run_id(Job(TrainConfig(**TINY, lr=0.7, text=(text, text))))
 
 
-def test_a_run_made_before_an_option_was_retired_keeps_its_id(jobs: list[Job]) -> None:
-    content = {"config": plain(jobs[0].config) | {"tied_embeddings": False}, "ranges_every": 0}
+def test_a_run_made_before_an_option_was_retired_keeps_its_id() -> None:
+    job = Job(TrainConfig(**TINY))
+    content = {"config": plain(job.config) | {"tied_embeddings": False}, "ranges_every": 0}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    assert run_id(jobs[0]) == sha256(canonical.encode()).hexdigest()[:12]
+    assert run_id(job) == sha256(canonical.encode()).hexdigest()[:12]
+
+
+def test_an_id_depends_on_what_is_in_a_text_not_on_where_it_lies(tmp_path: Path) -> None:
+    """A changed text got the results of the text before it."""
+
+    def id(path: Path) -> str:
+        return run_id(Job(TrainConfig(**TINY, text=(str(path),))))
+
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("the people " * 100)
+    second.write_text("the people " * 100)
+    assert id(first) == id(second)
+    second.write_text("the peoplf " * 100)
+    os.utime(second, ns=(1, 1))  # whatever the clock says
+    assert id(first) != id(second)
+    with pytest.raises(ValueError, match=r"--text .*c.txt: cannot be read"):
+        id(tmp_path / "c.txt")
+
+
+def test_a_text_that_changes_while_a_sweep_is_on_is_found(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the people " * 100)
+    job = Job(replace(jobs[0].config, text=(str(text),)))
+
+    def changed(job: Job, device: str) -> Record:
+        text.write_text("the peoplf " * 100)
+        return run(job, device)
+
+    monkeypatch.setattr(module, "run", changed)
+    with pytest.raises(Crashed, match="--text: changed while the sweep was on"):
+        sweep([job], tmp_path / "out", workers=0, retries=0)
+    assert load_results(tmp_path / "out") == {}
+
+
+def test_a_second_sweep_in_a_directory_is_refused(jobs: list[Job], tmp_path: Path) -> None:
+    """Two of them doubled rows."""
+    held = checkpoint.lock(tmp_path)
+    with pytest.raises(ValueError, match="another process is writing here; wait for it, or name another"):
+        sweep(jobs, tmp_path, workers=0)
+    held.release()
+    sweep(jobs, tmp_path, workers=0)
+    assert len(read_table(tmp_path / "table.csv")) == 3
+
+
+def test_sizes_nobody_has_memory_for_are_refused_before_anything_is_written(jobs: list[Job], tmp_path: Path) -> None:
+    huge = Job(replace(jobs[0].config, width=2**20, head_dim=2**18, layers=100))
+    with pytest.raises(ValueError, match=r"^--width: 1,048,576 needs .* GB of memory or more"):
+        sweep([*jobs, huge], tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,14 +299,6 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(
     assert len(sweep(jobs, tmp_path, workers=0)) == 3
 
 
-def test_a_result_that_was_kept_before_its_process_died_is_not_made_again(
-    jobs: list[Job], tmp_path: Path, made: list[float]
-) -> None:
-    record = module.task(jobs[0], "cpu", tmp_path)
-    assert module.task(jobs[0], "cpu", tmp_path) == record
-    assert made == [0.5]
-
-
 def test_only_whole_results_count(jobs: list[Job], tmp_path: Path, made: list[float]) -> None:
     sweep(jobs[:1], tmp_path, workers=0)
     whole = tmp_path / "results" / f"{run_id(jobs[0])}.json"
@@ -287,23 +335,17 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
         fake("123456789012", lr=2**0.5, scheme="umup", embedding_lr_rule=False, text=("a, b.txt", "1")),
         fake("12345e678901", None, lr=2**-7.5, scheme="sp", text=()),
     ]
-    write_csv(records, tmp_path / "t.csv", ("id", "width", "diverged_at"))
-    rows = read_table(tmp_path / "t.csv")
+    names = varying([record["config"] for record in records])
+    assert names == ["scheme", "embedding_lr_rule", "text", "lr"]
+    columns = ["id", "width", "diverged_at", *names]
     measured = ["loss", "loss_valid", "diverged", "seconds", "version"]
-    varying = ["id", "width", "diverged_at", "scheme", "embedding_lr_rule", "text", "lr"]
-    assert sorted(rows[0]) == sorted(varying + measured)
-    assert list(rows[0])[:3] == varying[:3]
-    assert list(rows[0])[-5:] == measured
+    write_table(tmp_path / "t.csv", [*columns, *measured], [module.row(record, columns) for record in records])
+    rows = read_table(tmp_path / "t.csv")
+    assert list(rows[0]) == [*columns, *measured]
     for record, row in zip(records, rows, strict=True):
         expected = {**record, **record["config"]}
         assert row == {name: expected[name] for name in row}
         assert [type(v) for v in row.values()] == [type(expected[name]) for name in row]
-
-
-def test_a_table_of_nothing_is_a_header(tmp_path: Path) -> None:
-    write_csv([], tmp_path / "t.csv", ("lr",))
-    assert (tmp_path / "t.csv").read_text() == "lr,loss,loss_valid,diverged,seconds,version\n"
-    assert read_table(tmp_path / "t.csv") == []
 
 
 def test_the_table_has_a_row_for_every_run_there_is(jobs: list[Job], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from microumup.config import TrainConfig
-from microumup.lab.sweep import Job, connect, load_results, run_id, sweep
+from microumup.lab.sweep import Job, load_results, run_id, sweep
 from microumup.lab.tables import read_table
+from microumup.lab.workers import connect
 
 pytest.importorskip("distributed", reason="needs the extra cluster")
 

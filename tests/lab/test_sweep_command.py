@@ -14,8 +14,9 @@ from conftest import Refused
 
 from microumup.backend import install_hint
 from microumup.lab import sweep as module
-from microumup.lab.sweep import InThisProcess, Job, Record, load_results, main, run
+from microumup.lab.sweep import Job, Record, load_results, main, run
 from microumup.lab.tables import read_table
+from microumup.lab.workers import InThisProcess
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]

@@ -9,8 +9,9 @@ import pytest
 
 from microumup import fused, model, ops
 from microumup.config import ModelConfig
+from microumup.diverged import Diverged
 from microumup.engine import Tensor, backpropagate
-from microumup.lab import zoo
+from microumup.lab import sweep, zoo
 from microumup.lab.mistakes import UMUP, ZOO, planted
 from microumup.lab.zoo import ALL_CHECKS, CHECKS, best, by_transfer, examine, main, table
 from microumup.model import init_params
@@ -18,7 +19,6 @@ from microumup.multipliers import residual_taus
 from microumup.optim import DECAYS
 from microumup.parametrization import SCHEMES, Shape, weight
 from microumup.plan import plan, weights
-from microumup.trainer import Diverged
 
 DOC = Path(__file__).parents[2] / "docs" / "zoo.md"
 
@@ -177,14 +177,14 @@ def test_transfer_trains_with_the_mistake_at_both_widths(monkeypatch):
 
 
 def test_the_loss_is_that_of_a_short_training(monkeypatch, corpus):
-    monkeypatch.setattr(zoo, "corpus", lambda: corpus)
+    monkeypatch.setattr(sweep, "corpus_of", lambda config: corpus)
     monkeypatch.setattr(zoo, "STEPS", 2)
     assert 4 < zoo.valid_loss(16, 1) < 6
 
-    def diverge(config, corpus):
-        raise Diverged(1, inf, config)
+    def diverge(config, corpus, **_):
+        raise Diverged(1, "loss", inf, config)
 
-    monkeypatch.setattr(zoo, "train", diverge)
+    monkeypatch.setattr(sweep, "train", diverge)
     assert zoo.valid_loss(16, 1) == inf
 
 

@@ -9,8 +9,7 @@ drawn, and what they mean.
     coupling   do hyperparameters depend on each other?          fig10, fig11
     horizons   and over steps, batch size and depth?             fig6
     scales     where do the tensors lie, and what moves them?    fig3, fig8, fig9
-    rules      do models and ops do what the tables say?         table1, table4
-    residual   is the residual rule what it is proven to be?     lemma-c1, eq22
+    rules      do models, ops, residual do what the paper says?  table1, table4, lemma-c1, eq22
 
 What they share: `settings` (how large the runs are), `rows` (from a CSV to numbers), `judging` (criteria and verdicts),
 `look` (of pictures), `figure` (from runs to files), `store` (of runs), `page` (docs/results.md) and `command`.

@@ -6,8 +6,6 @@ the tables, without a single run; where you have made none, from those of the cl
 Ends with 0 when everything ran, whatever the verdicts; with 1 when runs failed.
 """
 
-import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -16,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from microumup import cli
-from microumup.backend import choose_device
+from microumup.backend import choose_device, install_hint
+from microumup.checkpoint import to_json
 from microumup.config import check_least
-from microumup.lab.figures import coupling, fp8, horizons, page, residual, rules, scales, search, width
+from microumup.lab.figures import coupling, fp8, horizons, page, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
 from microumup.lab.figures.judging import amount
 from microumup.lab.figures.rows import Row
@@ -27,7 +26,7 @@ from microumup.lab.figures.store import Supposed, collect, sessions_of, wanted
 from microumup.lab.sweep import estimate_seconds, flops, load_results
 from microumup.lab.tables import text_table
 
-MODULES = (width, fp8, search, scales, horizons, coupling, rules, residual)
+MODULES = (width, fp8, search, scales, horizons, coupling, rules)
 ORDER = ("fig1-left", "fig1-right", "fig2-left", "fig2-right", *(f"fig{i}" for i in range(3, 12)), "table1", "table4")
 FIGURES = {figure.name: figure for module in MODULES for figure in module.FIGURES}
 FIGURES = {name: FIGURES[name] for name in dict.fromkeys((*ORDER, *FIGURES))}  # as in the paper
@@ -45,22 +44,19 @@ EXAMPLES = """  microumup figures list
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = cli.Parser("figures", __doc__ or "", operands="list | all | NAME…", examples=EXAMPLES)
-    cores = os.cpu_count() or 1
     parser.add_argument("names", nargs="+", metavar="NAME", help="of figures; all; or list, to see their names")
     parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="how large (default: laptop)")
-    parser.add_argument("--quick", action="store_true", help="a few runs of a few steps, to see that everything works")
-    parser.add_argument("--redraw", action="store_true", help="verdicts and pictures from the CSVs that are there")
-    parser.add_argument("--dry-run", action="store_true", help="only say what there is to run, and what it costs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for tables and pictures (default: pictures/ in the "
-                        "store)")  # fmt: skip
-    parser.add_argument("--docs", action="store_true", help="renew docs/figures and docs/results.md of this clone")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="the store (default: runs/figures, with --quick "
-                        "runs/figures-quick; at another scale, with its name)")  # fmt: skip
-    parser.add_argument("--workers", type=cli.whole, default=cores, metavar="N", help=f"processes (default: {cores})")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a dask scheduler, tcp://HOST:PORT, instead")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="auto, cpu or gpu (default: cpu)")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors, and --json's line")
-    parser.add_argument("--json", action="store_true", help="end with a line of JSON: figures, their claims and files")
+    flag: dict[str, Any] = {"action": "store_true"}
+    directory: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    runs = "the store (default: runs/figures, with --quick runs/figures-quick; at another scale, with its name)"
+    parser.add_argument("--quick", **flag, help="a few runs of a few steps, to see that everything works")
+    parser.add_argument("--redraw", **flag, help="verdicts and pictures from the CSVs that are there")
+    parser.add_argument("--dry-run", **flag, help="only say what there is to run, and what it costs")
+    parser.add_argument("--out", **directory, help="for tables and pictures (default: pictures/ in the store)")
+    parser.add_argument("--docs", **flag, help="renew docs/figures and docs/results.md of this clone")
+    parser.add_argument("--runs", **directory, help=runs)
+    cli.shared(parser, "workers", "cluster", "device", "quiet", json="figures, their claims and files")
+    parser.set_defaults(device="cpu")
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
@@ -68,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.names == ["list"]:
             say(text_table([[figure.name, figure.shows] for figure in FIGURES.values()], "<<"))
             if args.json:
-                print(json.dumps({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
+                print(to_json({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
             return 0
         figures = named(args.names)
         if args.quick and args.scale != "laptop":
@@ -79,22 +75,19 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             return dry_run(figures, setting, store, say, args.json)
         if find_spec("matplotlib") is None:  # before hours of work
-            raise ValueError("pictures need matplotlib, pip install 'microumup[plot]'; sweep makes runs without it")
-        known: Known = {}
-        errors: dict[str, str] = {}
+            raise ValueError(f"pictures need matplotlib, {install_hint('plot')}; sweep makes runs without it")
+        known, errors = Known(), dict[str, str]()
         if args.redraw:
             for figure in figures:
                 if not args.out and setting.name == "laptop":
                     take_committed(figure, out)
                 read_data(figure, out)  # all, before any is written
         else:
-            device = choose_device(args.device)
-            how = {"workers": args.workers, "cluster": args.cluster, "device": device, "progress": not args.quiet}
+            how = {"workers": args.workers, "cluster": args.cluster, "progress": not args.quiet}
             try:
-                known, errors = collect(figures, setting, store, **how)
+                known, errors = collect(figures, setting, store, device=choose_device(args.device), **how)
             except KeyboardInterrupt:
-                print(f"microumup figures: interrupted; {store} keeps what is done, go on with the same command",
-                      file=sys.stderr)  # fmt: skip
+                complain(f"interrupted; {store} keeps what is done, go on with the same command")
                 return 130
         out.mkdir(parents=True, exist_ok=True)
         results, incomplete = [], []
@@ -102,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             made = None
             if not args.redraw:
                 ids = wanted([figure], setting, known)
-                if any(id not in known for id in ids):
+                if ids.keys() - known.keys():
                     incomplete.append(figure.name)
                     continue
                 write_data(figure, data_of(figure, setting, known), out)
@@ -112,14 +105,19 @@ def main(argv: list[str] | None = None) -> int:
         if setting.name == "laptop":
             page.write((out.parent if args.docs else out) / "results.md", out, list(FIGURES.values()))
     for id, error in errors.items():
-        print(f"microumup figures: run {id} failed: {error}", file=sys.stderr)
+        complain(f"run {id} failed: {error}")
     if incomplete:
-        print(f"microumup figures: not drawn, for want of runs: {', '.join(incomplete)}", file=sys.stderr)
+        complain(f"not drawn, for want of runs: {', '.join(incomplete)}")
     say(f"in {out}: " + ", ".join(file for result in results for file in result["files"]))
     if args.json:
         shown = ("name", "verdict", "claims", "files")
-        print(json.dumps({"figures": [{key: result[key] for key in shown} for result in results]}))
+        print(to_json({"figures": [{key: result[key] for key in shown} for result in results]}))
     return 1 if errors or incomplete else 0
+
+
+def complain(line: str) -> None:
+    """Say on stderr what went wrong."""
+    print(f"microumup figures: {line}", file=sys.stderr)
 
 
 def named(names: Sequence[str]) -> list[Figure]:
@@ -159,25 +157,20 @@ def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, say: Calla
         jobs = {id: job for id, job in wanted([figure], setting, Supposed()).items() if id not in seen}
         seen |= set(jobs)
         left = [job for id, job in jobs.items() if id not in done]
-        line: dict[str, Any] = {"name": figure.name, "runs": len(jobs), "done": len(jobs) - len(left)}
-        line["flops"] = sum(flops(job.config) * job.config.steps for job in left)
-        if paper:
-            line["gpu_hours"] = line["flops"] / (GPU_FLOPS * UTILISATION) / 3600
-        else:
-            line["cpu_seconds"] = sum(map(estimate_seconds, left))
-        table.append(line)
+        work = sum(flops(job.config) * job.config.steps for job in left)
+        line: dict[str, Any] = {"name": figure.name, "runs": len(jobs), "done": len(jobs) - len(left), "flops": work}
+        gpu_hours = {"gpu_hours": work / (GPU_FLOPS * UTILISATION) / 3600}
+        table.append(line | (gpu_hours if paper else {"cpu_seconds": sum(map(estimate_seconds, left))}))
     total: dict[str, Any] = {"name": "in all"} | {key: sum(line[key] for line in table) for key in list(table[0])[1:]}
     rows = [["", "runs", "done", "FLOPs left", "GPU hours" if paper else "CPU time"]]
     for line in (*table, total):
         cost = f"{line['gpu_hours']:.1f}" if paper else f"{line['cpu_seconds'] / 60:.1f} min"
         rows.append([line["name"], str(line["runs"]), str(line["done"]), f"{line['flops']:.2g}", cost])
     say(text_table(rows, "<>>>>"))
-    if paper:
-        say(f"hours of an {GPU} ({GPU_FLOPS:.3g} FLOP/s at its peak), of which {UTILISATION:.0%} are used")
-    else:
-        say("a run that several figures need counts for the first; CPU time by timing steps here and now")
+    gpu = f"hours of an {GPU} ({GPU_FLOPS:.3g} FLOP/s at its peak), of which {UTILISATION:.0%} are used"
+    say(gpu if paper else "a run that several figures need counts for the first; CPU time by timing steps here and now")
     if as_line:
-        print(json.dumps({"scale": setting.name, "figures": table, "total": total}))
+        print(to_json({"scale": setting.name, "figures": table, "total": total}))
     return 0
 
 
@@ -190,7 +183,3 @@ def text(result: Row) -> str:
         asked = claim["criterion"] and f", asked: {claim['criterion']}"
         lines.append(f"  {claim['verdict']:27} {claim['claim']}: {value}{interval} {claim['unit']}".rstrip() + asked)
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -10,8 +10,8 @@ import numpy as np
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import Claim, claim
-from microumup.lab.figures.look import caption, key_of, panels, spelled
-from microumup.lab.figures.rows import Data, Rows, by_seed, loss_or_guess, values, where
+from microumup.lab.figures.look import captioned, panels, spelled
+from microumup.lab.figures.rows import Data, Rows, by_seed, finite_loss, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Run, Setting
 from microumup.lab.statistics import coupling, mean_interval
 
@@ -34,7 +34,7 @@ def grids(rows: Rows) -> dict[str, list[np.ndarray]]:
     for pair in dict.fromkeys(row["pair"] for row in rows):
         one, other = pair.split(AND)
         for here in by_seed(where(rows, pair=pair)).values():
-            losses = {(row[one], row[other]): loss_or_guess(row) for row in here}
+            losses = {(row[one], row[other]): finite_loss(row) for row in here}
             cells = [[losses.get((x, y), nan) for y in values(here, other)] for x in values(here, one)]
             found.setdefault(pair, []).append(np.array(cells))
     return found
@@ -73,9 +73,8 @@ def draw(data: Data) -> Any:
         ax.grid(visible=False)
     figure.colorbar(image, ax=axes, shrink=0.5, extend="max").set_label("loss above the lowest (nats)")
     style = {"color": "black", "linestyle": "none", "fillstyle": "none"}
-    keys = [key_of(axes[0, 0], marker=marker, **style) for marker in "ox"]
-    caption(figure, "colour: mean over seeds of the loss", keys, ["best of a row", "best of a column"])
-    return figure
+    styles = {"best of a row": style | {"marker": "o"}, "best of a column": style | {"marker": "x"}}
+    return captioned(figure, "colour: mean over seeds of the loss", styles)
 
 
 def figure(name: str, line: str, paper: str, shows: str, prose: str) -> Figure:

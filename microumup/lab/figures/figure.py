@@ -3,7 +3,6 @@
 Claims and pictures see nothing but the CSV, so both can be made anew without a single run.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from math import isfinite
@@ -106,9 +105,8 @@ def finish(figure: Figure, out: Path, *, judged: bool = True, made: Row | None =
     found = [claim if judged else claim._replace(verdict=NOT_JUDGED) for claim in figure.claims(data)]
     verdict = together([claim.verdict for claim in found])
     if made is None:
-        made = json.loads(path.read_text())["made"] if path.exists() else {}
-    names = [f"{figure.name}.png", f"{figure.name}.svg"]
-    picture = figure.draw(data)
+        made = checkpoint.read_json(path, dict).get("made", {}) if path.exists() else {}
+    picture, names = figure.draw(data), [f"{figure.name}.png", f"{figure.name}.svg"]
     look.entitle(picture, figure.shows if verdict == HOLDS else figure.title)
     for name in names:
         pictures.save(picture, out / name)

@@ -1,25 +1,14 @@
 """Does a model train when every linear's operands are cast to FP8, and nothing is scaled? Figs. 1 (right) and 7."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from math import isfinite, log
 from typing import Any, NamedTuple
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import GRAY, NATS, POINTS, STYLES, caption, key_of, panels
-from microumup.lab.figures.rows import (
-    Data,
-    Row,
-    Rows,
-    by_seed,
-    loss_of,
-    loss_or_guess,
-    nan_if_none,
-    over_seeds,
-    values,
-    where,
-)
+from microumup.lab.figures.look import GRAY, NATS, POINTS, STYLES, captioned, panels
+from microumup.lab.figures.rows import Data, Row, Rows, by_seed, finite_loss, loss_of, or_nan, over_seeds, values, where
 from microumup.lab.figures.settings import MUP_SMALL, UMUP, Options, Run, Setting
 from microumup.lab.search import Record
 from microumup.lab.statistics import Estimate
@@ -57,14 +46,12 @@ def pairs(rows: Rows, experiment: Experiment) -> list[tuple[Row, Row]]:
 def cast_gap(rows: Rows, experiment: Experiment) -> Estimate:
     """Loss in FP8 minus loss in float32, in nats. NaN where float32 diverged."""
     both = map(list, zip(*pairs(rows, experiment), strict=True))
-    return over_seeds(lambda plain, cast: loss_or_guess(cast[0]) - loss_of(plain[0]), *both)
+    return over_seeds(lambda plain, cast: finite_loss(cast[0]) - loss_of(plain[0]), *both)
 
 
 def show_gap(gap: float) -> str:
     """A gap in nats; one that ruins a model without decimals, as it varies by nats from machine to machine."""
-    if gap < MUP_FAILS.low or not isfinite(gap):
-        return f"{gap:+.3f}"
-    return f"about {gap:+.0f}"
+    return f"{gap:+.3f}" if gap < MUP_FAILS.low or not isfinite(gap) else f"about {gap:+.0f}"
 
 
 def flushed(record: Record) -> Row:
@@ -93,43 +80,31 @@ def casts(data: Data) -> Iterator[Claim]:
     for experiment, criterion in zip(PLAIN, (UMUP_FLUSHES_LITTLE, MUP_FLUSHES), strict=True):
         for width in values(runs, "width"):
             plain = [one for one, _ in pairs(where(runs, width=width, steps=longest), experiment)]
-            share = over_seeds(lambda rows: nan_if_none(rows[0]["flushed"]), plain)
+            share = over_seeds(lambda rows: or_nan(rows[0]["flushed"]), plain)
             text = f"{experiment.name}: share of all dy that E4M3 turns into zeros at init, width {width}"
             yield claim(text, share, criterion, "")
-
-
-def fig1_right_recipe(setting: Setting, known: Known) -> Iterable[Run]:
-    """Runs at the largest width, at full length."""
-    return with_casts(setting, setting.fp8_widths[-1], setting.usual["steps"])
 
 
 def draw_fig1_right(data: Data) -> Any:
     """Draw the final losses in float32 and in FP8, seed by seed."""
     figure, axes = panels(1, 1, 6, 4.4)
-    ax = axes[0, 0]
-
-    def note(text: str, x: float, y: float, **style: Any) -> None:
-        ax.annotate(text, (x, y), textcoords="offset points", xytext=(0, 9), ha="center", **style)
-
+    ax, above = axes[0, 0], {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
     for i, experiment in enumerate(PLAIN):
         rows = pairs(data.runs, experiment)
         for pair in rows:
-            losses = list(map(loss_or_guess, pair))
-            ax.plot([2 * i, 2 * i + 1], losses, **POINTS | STYLES[experiment.line], linewidth=1)
-            for j, row in enumerate(pair):
-                if row["loss"] is None:
-                    note("diverged", 2 * i + j, losses[j])
-        gap = cast_gap(data.runs, experiment).value
-        top = max(loss_or_guess(cast) for _, cast in rows)
-        note(show_gap(gap) if isfinite(gap) else "", 2 * i + 1, top, fontweight="bold")
+            points = [(2 * i + j, finite_loss(row)) for j, row in enumerate(pair)]
+            ax.plot(*zip(*points, strict=True), **POINTS | STYLES[experiment.line], linewidth=1)
+            for point in (point for row, point in zip(pair, points, strict=True) if row["loss"] is None):
+                ax.annotate("diverged", point, **above)
+        gap, top = cast_gap(data.runs, experiment).value, max(finite_loss(cast) for _, cast in rows)
+        ax.annotate(show_gap(gap) if isfinite(gap) else "", (2 * i + 1, top), fontweight="bold", **above)
     guess = log(data.runs[0]["vocab_size"])
     ax.axhline(guess, linestyle=(0, (1, 3)), **GRAY)
     ax.text(-0.35, guess, "guessing", color="dimgray", va="bottom", fontsize=9)
     ax.set_xticks(range(4), [f"{experiment.name}\n{cast}" for experiment in PLAIN for cast in ("float32", "FP8")])
     ax.margins(y=0.12)
     ax.set(xlim=(-0.4, 3.4), ylim=(0, None), ylabel=NATS)
-    caption(figure, "a line is a seed, in float32 and in FP8 · number: what FP8 costs on average")
-    return figure
+    return captioned(figure, "a line is a seed, in float32 and in FP8 · number: what FP8 costs on average", {})
 
 
 def fig7_recipe(setting: Setting, known: Known) -> Iterator[Run]:
@@ -165,7 +140,7 @@ def draw_fig7(data: Data) -> Any:
     for ax, width in zip(axes.flat, widths, strict=True):
         for (i, experiment), (steps, fill) in product(enumerate(SHOWN), zip(lengths, fills, strict=True)):
             found = pairs(where(data.runs, width=width, steps=steps), experiment)
-            costs = [loss_or_guess(cast) - loss_or_guess(plain) for plain, cast in found]
+            costs = [finite_loss(cast) - finite_loss(plain) for plain, cast in found]
             style = STYLES[experiment.line] | {"linestyle": "none", "fillstyle": fill, "markersize": 8}
             ax.plot(costs, [i + (0.15 if fill == "none" else -0.15)] * len(costs), **style)
         ax.axvline(0, color="black", linewidth=1)
@@ -177,10 +152,10 @@ def draw_fig7(data: Data) -> Any:
         ax.set(title=f"width {width}", xlabel="FP8's loss minus float32's (nats)")
     axes[0, 0].set_yticks(range(len(SHOWN)), [experiment.name for experiment in SHOWN])
     axes[0, 0].set_ylim(len(SHOWN) - 0.5, -0.7)
-    keys = [key_of(axes[0, 0], marker="o", color="black", linestyle="none", fillstyle=fill) for fill in fills]
     text = "a marker is a seed · dotted: up to the first u-µP still trains, from the second on µP does not"
-    caption(figure, text, keys, [f"{steps} steps" for steps in lengths])
-    return figure
+    black = {"marker": "o", "color": "black", "linestyle": "none"}
+    styles = {f"{n} steps": black | {"fillstyle": fill} for n, fill in zip(lengths, fills, strict=True)}
+    return captioned(figure, text, styles)
 
 
 FIG1_RIGHT = Figure(
@@ -188,7 +163,8 @@ FIG1_RIGHT = Figure(
     """The same runs in float32 and with every linear's three operands rounded to FP8, nothing scaled. A
 line is a seed. u-µP's tensors start where FP8 has its numbers. µP's gradients start below the smallest of them, and
 what is below becomes zero: the last rows say how much of them.""",
-    casts, draw_fig1_right, fig1_right_recipe, ("width", "steps", "fp8", "seed", "vocab_size"), measure=flushed,
+    casts, draw_fig1_right, lambda setting, known: with_casts(setting, setting.fp8_widths[-1], setting.usual["steps"]),
+    ("width", "steps", "fp8", "seed", "vocab_size"), measure=flushed,
 )  # fmt: skip
 FIG7 = Figure(
     "fig7", "What FP8 costs", "u-µP trains in FP8; µP only if its gradients are scaled up",

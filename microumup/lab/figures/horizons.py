@@ -6,7 +6,7 @@ from typing import Any
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import LR, NATS, SWEEPS, caption, panels, sweeps, zoom
+from microumup.lab.figures.look import LR, NATS, SWEEPS, captioned, panels, sweeps, zoom
 from microumup.lab.figures.rows import Data, Rows, drift, gap, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, SP, UMUP, Run, Setting
 from microumup.lab.figures.width import LOWER_LOSS
@@ -63,8 +63,7 @@ def draw(data: Data) -> Any:
         zoom(column, here)
     for ax, line in zip(axes[:, 0], LINES, strict=True):
         ax.set_ylabel(f"{NAMES[line]}: {NATS}")
-    caption(figure, SWEEPS)
-    return figure
+    return captioned(figure, SWEEPS, {})
 
 
 FIGURES = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import inf, isnan
 from typing import NamedTuple
 
-from microumup.lab.figures.rows import Row, nan_if_none
+from microumup.lab.figures.rows import Row, or_nan
 from microumup.lab.statistics import Estimate
 
 HOLDS, PARTLY, UNDECIDED, FAILS = "holds", "holds partly", "undecided", "does not hold at this scale"
@@ -56,7 +56,7 @@ def judge(estimate: Estimate, criterion: Criterion) -> str:
         return NOT_JUDGED
     if not criterion.allows(estimate.value):
         return FAILS
-    low, high = nan_if_none(estimate.low), nan_if_none(estimate.high)
+    low, high = or_nan(estimate.low), or_nan(estimate.high)
     if criterion.allows(low) and criterion.allows(high):
         return HOLDS
     return UNDECIDED if criterion.opposed(low, high) else PARTLY

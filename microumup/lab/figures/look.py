@@ -4,7 +4,6 @@ A scheme has its colour, marker and dashes everywhere. Of several sizes in one p
 has dashes of its own, so that nothing hangs on colour. Below the panels stands what is drawn.
 """
 
-from collections.abc import Sequence
 from math import isfinite, log2, nan
 from textwrap import wrap
 from typing import Any
@@ -52,24 +51,22 @@ def entitle(figure: Any, text: str) -> None:
     figure.suptitle("\n".join(wrap(text, int(10.5 * figure.get_figwidth()))))
 
 
-def caption(figure: Any, text: str, keys: Sequence[Any] = (), labels: Sequence[str] = (), *, columns: int = 4) -> None:
-    """Write below all panels what is drawn, and under it the keys."""
+def captioned(figure: Any, text: str, styles: dict[str, Style] | None = None, *, columns: int = 4) -> Any:
+    """`figure` with a text below all panels, what is drawn, and keys: `styles` by name, or the first panel's own."""
+    keys, labels = figure.axes[0].get_legend_handles_labels()
+    if styles is not None:
+        keys, labels = [figure.axes[0].plot([], [], **style)[0] for style in styles.values()], list(styles)
     lines = "\n".join(wrap(text, int(15 * figure.get_figwidth())))
-    figure.legend(keys, labels, title=lines, title_fontsize=8, fontsize=9, loc="outside lower center", ncols=columns,
-                  frameon=False, borderaxespad=0.2)  # fmt: skip
-
-
-def key_of(ax: Any, **style: Any) -> Any:
-    """A key for a legend: a line or marker that is nowhere else."""
-    return ax.plot([], [], **style)[0]
+    settings = {"loc": "outside lower center", "ncols": columns, "frameon": False, "borderaxespad": 0.2}
+    figure.legend(keys, labels, title=lines, title_fontsize=8, fontsize=9, **settings)
+    return figure
 
 
 def sizes_style(line: str, count: int) -> list[Style]:
     """A style for each of `count` sizes of a line, from the smallest to the largest: from pale to its colour."""
     dashes = (*DASHES[max(0, 4 - count) : 4], *DASHES[4:])
     full = np.array([int(STYLES[line]["color"][i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    shares = np.linspace(0.4, 1, count) if count > 1 else [1.0]
-    styles = zip(shares, dashes * count, strict=False)
+    styles = zip(np.linspace(1, 0.4, count)[::-1], dashes * count, strict=False)
     return [{"color": tuple(1 - share * (1 - full)), "linestyle": dash} for share, dash in styles]
 
 
@@ -100,9 +97,9 @@ def sweeps(ax: Any, rows: Rows, line: str, size: str, x: str) -> None:
             # on the drawn line: a parabola's own minimum is below the lines between the points
             height = np.interp(best, [log2(x) for x, _ in drawn], [loss for _, loss in drawn])
             ax.plot(2.0**best, height, **STYLES[line] | POINTS | {"color": style["color"], "markersize": 8})
-    ax.legend(title=size.replace("batch_size", "sequences in a batch"), title_fontsize=8, fontsize=8, frameon=False,
-              loc="upper center", ncols=min(len(sizes), 4), handlelength=2.2, columnspacing=0.9, handletextpad=0.4,
-              borderaxespad=0.1)  # fmt: skip
+    tight = {"handlelength": 2.2, "columnspacing": 0.9, "handletextpad": 0.4, "borderaxespad": 0.1, "frameon": False}
+    title = size.replace("batch_size", "sequences in a batch")
+    ax.legend(title=title, title_fontsize=8, fontsize=8, loc="upper center", ncols=min(len(sizes), 4), **tight)
 
 
 def zoom(axes: Any, rows: Rows, above: float = 0.6, room: float = 0.22) -> None:

@@ -43,20 +43,19 @@ DIFFERENCES = """## What differs from the paper
 def write(page: Path, out: Path, figures: Sequence[Figure]) -> None:
     """Write `page` from the JSONs of those figures that are in `out`."""
     paths = {figure.name: out / f"{figure.name}.json" for figure in figures}
-    results = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+    results = [checkpoint.read_json(path, dict) for path in paths.values() if path.exists()]
     prose, links = {figure.name: figure.prose for figure in figures}, relpath(out, page.parent)
     sections = [section(result, prose[result["name"]], links) for result in results]
     parts = [INTRODUCTION, made(results), counts(results), overview(results), *sections, shortfalls(results)]
     content = "\n".join([*parts, DIFFERENCES])
-    checkpoint.write_atomically(page, lambda temporary: temporary.write_text(content))
+    checkpoint.write_atomically(page, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def made(results: Sequence[Row]) -> str:
     """Say by what the runs were made, and how long they took."""
-    seconds = sum(result["made"].get("cpu_seconds", 0) for result in results)
+    hours = sum(result["made"].get("cpu_seconds", 0) for result in results) / 3600
     sessions = {json.dumps(s): s for result in results for s in result["made"].get("sessions", ())}
-    hours = f"{seconds / 3600:.1f} CPU-hours"
-    lines = [f"The runs took {hours}, with those that two figures share counted for both. Made by:\n"]
+    lines = [f"The runs took {hours:.1f} CPU-hours, with those that two figures share counted for both. Made by:\n"]
     for s in sessions.values():
         commit = (s["commit"] or "unknown").replace("-dirty", " and changes")
         code = f"microumup {s['microumup']}, commit {commit}, Python {s['python']}, NumPy {s['numpy']}"
@@ -76,11 +75,9 @@ def counts(results: Sequence[Row]) -> str:
 
 def overview(results: Sequence[Row]) -> str:
     """A table of all figures."""
+    row = "| [{name}](#{name}) | {shows} | {verdict} | `microumup figures {name}` |"
     lines = ["| figure | what the paper shows | here | command |", "|---|---|---|---|"]
-    for r in results:
-        name = r["name"]
-        lines.append(f"| [{name}](#{name}) | {r['shows']} | {r['verdict']} | `microumup figures {name}` |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(row.format_map(result) for result in results)]) + "\n"
 
 
 def section(result: Row, prose: str, links: str) -> str:
@@ -90,9 +87,8 @@ def section(result: Row, prose: str, links: str) -> str:
     lines += ["| claim | measured | 95 % interval | paper | asked | verdict |", "|---|---|---|---|---|---|"]
     for c in result["claims"]:
         low, high = (amount(c[key], c["unit"]) for key in ("low", "high"))
-        if c["low"] is None:
-            interval = "" if c["effect"] is None else "one seed"
-        else:
+        interval = "" if c["effect"] is None else "one seed"
+        if c["low"] is not None:
             interval = f"{low} to {high}" if c["low"] < c["high"] else "exact"
         cells = (c["claim"], measured(c), interval, c["paper"], c["criterion"], c["verdict"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -102,11 +98,8 @@ def section(result: Row, prose: str, links: str) -> str:
 
 def shortfalls(results: Sequence[Row]) -> str:
     """Every claim that does not hold, or only partly, or is not decided."""
-    lines = [
-        f"* {result['name']}, {c['verdict']}: {c['claim']} {measured(c)}, asked {c['criterion']}"
-        for result in results
-        for c in result["claims"]
-        if c["verdict"] not in (HOLDS, REPORTED)
-    ]
+    claims = [(result["name"], claim) for result in results for claim in result["claims"]]
+    short = [(name, c) for name, c in claims if c["verdict"] not in (HOLDS, REPORTED)]
+    lines = [f"* {name}, {c['verdict']}: {c['claim']} {measured(c)}, asked {c['criterion']}" for name, c in short]
     content = lines or ["Everything that is claimed above holds."]
     return "\n".join(["## What does not show at this scale", "", *content]) + "\n"

@@ -1,4 +1,4 @@
-"""From the rows of a figure's CSV to numbers: losses, optima, and the mean of anything over seeds."""
+"""Numbers from the rows of a figure's CSV: losses, optima, and the mean of anything over seeds."""
 
 from collections.abc import Callable
 from math import inf, log, log2, nan
@@ -37,12 +37,12 @@ def loss_of(row: Row) -> float:
     return inf if row["loss"] is None else float(row["loss"])
 
 
-def loss_or_guess(row: Row) -> float:
+def finite_loss(row: Row) -> float:
     """The loss of a run; if it diverged that of guessing, which is less: for what is to be large, the careful side."""
     return log(row["vocab_size"]) if row["loss"] is None else float(row["loss"])
 
 
-def nan_if_none(value: float | None) -> float:
+def or_nan(value: float | None) -> float:
     """A value for comparisons that nothing unknown passes."""
     return nan if value is None else value
 

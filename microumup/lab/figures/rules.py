@@ -1,13 +1,14 @@
-"""Do models and ops do what the tables say? Tables 1 and 4, measured without training.
+"""Do models, ops and the residual do what the paper says? Tables 1 and 4, Lemma C.1, eq. (22); without training.
 
 What the paper says of them is written down here once more, from the paper and not from the modules that are checked.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import sqrt
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +20,14 @@ from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
 from microumup.lab.figures.figure import Figure
 from microumup.lab.figures.judging import Claim, Criterion, claim
-from microumup.lab.figures.look import caption, panels
+from microumup.lab.figures.look import captioned, panels
 from microumup.lab.figures.rows import Data, Row, Rows, largest, where
 from microumup.lab.scales import fresh_loss, measured_rms
+from microumup.lab.statistics import exactly
 from microumup.model import forward, init_params
-from microumup.multipliers import UnitScaled
+from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
 from microumup.optim import AdamW
-from microumup.plan import plan, weights
+from microumup.plan import plan
 
 
 def rounded(value: float) -> float:
@@ -33,53 +35,35 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Table 1
-
+# ---- Table 1 ----
+SCHEMES = {"mup": "µP", "umup": "u-µP"}
 WIDTHS, DEPTHS = (32, 64, 128, 256), (1, 2, 4, 8)  # of the models that it is measured on
 BASE_WIDTH, BASE_LAYERS = 64, 2
 EXACT, SAMPLED = Criterion(high=1e-3), Criterion(high=0.05)
 
 
-class Sizes(NamedTuple):
-    """The sizes that Table 1's rules look at."""
-
-    fan_in: float
-    fan_out: float
-    depth: float  # L
-    base_fan_in: float
-    base_depth: float
-
-
-def _one(s: Sizes) -> float:
-    return 1.0
-
-
-# Table 1 in absolute terms; µP's √B counts σ_init from the base shape's fan_in^-1/2.
-TABLE1: dict[str, dict[str, dict[str, Callable[[Sizes], float]]]] = {
-    "mup": {
-        "input": {"√B": _one, "A": _one, "C": _one},
-        "output": {"√B": lambda s: s.base_fan_in**-0.5, "A": lambda s: s.base_fan_in / s.fan_in, "C": _one},
-        "hidden": {
-            "√B": lambda s: s.base_fan_in**-0.5 * sqrt(s.base_fan_in / s.fan_in),
-            "A": _one,
-            "C": lambda s: s.base_fan_in / s.fan_in * sqrt(s.base_depth / s.depth),
-        },
-        "residual": {"A": lambda s: sqrt(s.base_depth / s.depth)},
-    },
-    "umup": {
-        "input": {"√B": _one, "A": _one, "C": lambda s: s.fan_out**-0.5},
-        "output": {"√B": _one, "A": lambda s: 1 / s.fan_in, "C": _one},
-        "hidden": {"√B": _one, "A": lambda s: s.fan_in**-0.5, "C": lambda s: s.fan_in**-0.5 * s.depth**-0.5},
-        "residual": {"A": lambda s: s.depth**-0.5},
-    },
-}
+def as_printed(scheme: str, fan_in: int, width: int, L: int) -> dict[str, dict[str, float]]:
+    """Table 1's cells, in absolute terms: µP's √B counts σ_init from the base shape's fan_in^-1/2."""
+    base_fan_in, depth = fan_in * BASE_WIDTH / width, sqrt(2 * BASE_LAYERS / L)
+    if scheme == "mup":
+        return {
+            "input": {"√B": 1.0, "A": 1.0, "C": 1.0},
+            "output": {"√B": base_fan_in**-0.5, "A": base_fan_in / fan_in, "C": 1.0},
+            "hidden": {"√B": fan_in**-0.5, "A": 1.0, "C": base_fan_in / fan_in * depth},
+            "residual": {"A": depth},
+        }
+    return {
+        "input": {"√B": 1.0, "A": 1.0, "C": width**-0.5},
+        "output": {"√B": 1.0, "A": 1 / fan_in, "C": 1.0},
+        "hidden": {"√B": 1.0, "A": fan_in**-0.5, "C": fan_in**-0.5 * L**-0.5},
+        "residual": {"A": L**-0.5},
+    }
 
 
 def table1() -> Rows:
     """A row per scheme, type of weight, quantity and size of the model: what is measured, and what Table 1 says."""
     rows: Rows = []
-    for scheme, (axis, sizes) in product(TABLE1, {"width": WIDTHS, "layers": DEPTHS}.items()):
+    for scheme, (axis, sizes) in product(SCHEMES, {"width": WIDTHS, "layers": DEPTHS}.items()):
         for size in sizes:
             options: dict[str, Any] = {"scheme": scheme, "width": 64, "layers": 2, "seq_len": 16, axis: size}
             if scheme == "mup":
@@ -87,10 +71,8 @@ def table1() -> Rows:
             config = ModelConfig(**options)
             for (type, quantity), measured in measured_cells(config).items():
                 fan_in = config.ffn_dim if type == "down" else config.width
-                base = fan_in * BASE_WIDTH / config.width
-                said = TABLE1[scheme]["hidden" if type == "down" else type][quantity](
-                    Sizes(fan_in, config.width, config.branches, base, 2 * BASE_LAYERS)
-                )
+                cells = as_printed(scheme, fan_in, config.width, config.branches)
+                said = cells["hidden" if type == "down" else type][quantity]
                 rows.append({"scheme": scheme, "type": type, "quantity": quantity, "axis": axis, "size": size,
                              "measured": rounded(measured), "paper": rounded(said)})  # fmt: skip
     return rows
@@ -101,18 +83,14 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
 
     FFN down, whose fan_in differs, stands for itself. Of several weights of a type the median.
     """
-    params = init_params(config)
-    cells: dict[tuple[str, str], list[float]] = {}
+    params, cells, skip = init_params(config), defaultdict[tuple[str, str], list[float]](list), 1.0
+    tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
+    numbers, names = plan(config, tokens.size), {id(w): name for name, w in params.items()}
 
     def note(name: str, quantity: str, value: float) -> None:
-        type = "down" if name.endswith("down") else weights(config)[name].type
-        cells.setdefault((type, quantity), []).append(value)
+        cells["down" if name.endswith("down") else numbers.weights[name].type, quantity].append(value)
 
-    tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
-    leaves = {name: Tensor(w, name) for name, w in params.items()}
-    names = {id(w): name for name, w in params.items()}
-    skip = 1.0
-    for node in tape(forward(leaves, tokens, plan(config, tokens.size))):
+    for node in tape(forward({name: Tensor(w, name) for name, w in params.items()}, tokens, numbers)):
         arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
         if node.op in ("linear", "embedding"):
             x, w = arrays
@@ -121,9 +99,9 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
         elif node.op == "residual_add":
             a, b = fit(node.data, *arrays)
             skip *= b
-            cells.setdefault(("residual", "A"), []).append(a / skip)  # the branch over the embedding, both at the end
+            cells["residual", "A"].append(a / skip)  # the branch over the embedding, both at the end
     before = {name: w.copy() for name, w in params.items()}
-    optimizer = AdamW(params, {name: w.C for name, w in weights(config).items()}, lr=1.0, weight_decay=0.0)
+    optimizer = AdamW(params, {name: w.C for name, w in numbers.weights.items()}, lr=1.0, weight_decay=0.0)
     rng = np.random.default_rng(0)
     optimizer.step({name: rng.standard_normal(w.shape, dtype=np.float32) for name, w in params.items()}, 1.0)
     for name, w in params.items():
@@ -140,7 +118,7 @@ def fit(y: Array, *parts: Array) -> list[float]:
 
 def table1_claims(data: Data) -> Iterator[Claim]:
     """Judge the measured by Table 1."""
-    for scheme, name in (("mup", "µP"), ("umup", "u-µP")):
+    for scheme, name in SCHEMES.items():
         for quantities, words, criterion in ((("A", "C"), "A, C and residual", EXACT), (("√B",), "init std", SAMPLED)):
             rows = [row for row in where(data.runs, scheme=scheme) if row["quantity"] in quantities]
             text = f"{name}: {words} measured on models differ from Table 1 by at most"
@@ -149,49 +127,47 @@ def table1_claims(data: Data) -> Iterator[Claim]:
 
 
 TYPES: dict[str, tuple[str, Row]] = {  # of weights, and how they are drawn
-    "input": ("input", {"color": pic.ORANGE, "marker": "v"}),
-    "hidden": ("hidden", {"color": pic.BLUE, "marker": "o"}),
-    "down": ("hidden, FFN down", {"color": pic.SKY, "marker": "D"}),
-    "output": ("output", {"color": pic.GREEN, "marker": "^"}),
-    "residual": ("residual", {"color": pic.PURPLE, "marker": "P"}),
+    "input": ("input", {"color": pic.ORANGE, "marker": "v", "linestyle": "none"}),
+    "hidden": ("hidden", {"color": pic.BLUE, "marker": "o", "linestyle": "none"}),
+    "down": ("hidden, FFN down", {"color": pic.SKY, "marker": "D", "linestyle": "none"}),
+    "output": ("output", {"color": pic.GREEN, "marker": "^", "linestyle": "none"}),
+    "residual": ("residual", {"color": pic.PURPLE, "marker": "P", "linestyle": "none"}),
 }
+WEIGHTS = ("input", "hidden", "down", "output")
 COLUMNS = {  # of the picture: a title, the axis, and the quantity of each type that is drawn
-    "init std √B": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "√B")),
-    "multiplier A": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "A")),
-    "LR factor C": ("width", dict.fromkeys(("input", "hidden", "down", "output"), "C")),
+    "init std √B": ("width", dict.fromkeys(WEIGHTS, "√B")), "multiplier A": ("width", dict.fromkeys(WEIGHTS, "A")),
+    "LR factor C": ("width", dict.fromkeys(WEIGHTS, "C")),
     "over depth: hidden's C, residual's A": ("layers", {"hidden": "C", "residual": "A"}),
-}
+}  # fmt: skip
 
 
 def draw_table1(data: Data) -> Any:
     """Draw what models do, as points, on the lines of Table 1."""
     figure, axes = panels(2, len(COLUMNS), 11.5, 6, "xy")
-    keys: dict[str, Any] = {}
-    for row, (scheme, name) in zip(axes, (("mup", "µP"), ("umup", "u-µP")), strict=True):
+    for row, (scheme, name) in zip(axes, SCHEMES.items(), strict=True):
         for ax, (title, (axis, shown)) in zip(row, COLUMNS.items(), strict=True):
             for type, quantity in shown.items():
                 own = where(data.runs, scheme=scheme, axis=axis, type=type, quantity=quantity)
-                words, style = TYPES[type]
-                sizes = [r["size"] for r in own]
+                sizes, (_, style) = [r["size"] for r in own], TYPES[type]
                 ax.plot(sizes, [r["paper"] for r in own], color=style["color"], linewidth=1.2)
-                [keys[words]] = ax.plot(sizes, [r["measured"] for r in own], linestyle="none", **style)
+                ax.plot(sizes, [r["measured"] for r in own], **style)
             low, high = ax.get_ylim()
             if high < 2 * low:  # nothing but chance: do not blow it up
                 ax.set_ylim(low / 2, high * 2)
             ax.set_xlabel(axis)
             ax.set_title(f"{name}: {title}", fontsize=10 if len(title) < 20 else 8)
-    caption(figure, "marker: measured on a model · line: Table 1", list(keys.values()), list(keys), columns=5)
-    return figure
+    return captioned(figure, "marker: measured on a model · line: Table 1", dict(TYPES.values()), columns=5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Table 4
-
+# ---- Table 4 ----
 FORWARD_SILU, BACKWARD_SILU = Criterion(high=0.013), Criterion(high=0.05)
 ATTENTION, WHOLE_MODEL = Criterion(high=0.12), Criterion(high=0.2)
 ALPHAS = tuple(2.0**i for i in range(-3, 4))
 SEQUENCES = (16, 64, 256)
-FAN_IN, FAN_OUT, VOCAB, HEAD_DIM = 256, 704, 512, 16
+FAN_IN, FAN_OUT, VOCAB, HEAD_DIM, TOKENS = 256, 704, 512, 16, 2048
+NOT_ONE = {  # by the rules themselves
+    "linear": {"dx": sqrt(FAN_OUT / FAN_IN)}, "readout": {"y": FAN_IN**-0.5, "dx": sqrt(VOCAB / FAN_IN)},
+}  # fmt: skip
 
 
 def table4() -> Rows:
@@ -199,55 +175,48 @@ def table4() -> Rows:
 
     `expected` is 1, or the departure that the rules themselves imply; last come all tensors of a whole model.
     """
-    return [
-        {"op": op, "setting": setting, "value": value, "tensor": tensor, "measured": rounded(measured),
-         "expected": rounded(expected.get(tensor, 1.0))}
-        for op, setting, value, rms, expected in op_scales() for tensor, measured in rms.items()
-    ]  # fmt: skip
-
-
-def op_scales() -> Iterator[tuple[str, str | None, float | None, dict[str, float], dict[str, float]]]:
-    """Each op on its own, and a whole model on random tokens: its name, what is varied and its value, the RMS by
-    tensor, and what of these is not meant to be 1."""
-    rng = np.random.default_rng(0)
+    rng, rows = np.random.default_rng(0), list[Row]()
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def rms(**arrays: Array) -> dict[str, float]:
-        return {name: float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for name, x in arrays.items()}
+    def note(op: str, rms: dict[str, float], expected: dict[str, float], setting: str | None, value: Any) -> None:
+        for tensor, measured in rms.items():
+            rows.append({"op": op, "setting": setting, "value": value, "tensor": tensor, "measured": rounded(measured),
+                         "expected": rounded(expected.get(tensor, 1.0))})  # fmt: skip
 
-    tokens = 2048
-    x = normal(tokens, FAN_IN)
-    for op, fan_out, factor, not_one in (
-        ("linear", FAN_OUT, FAN_IN**-0.5, {"dx": sqrt(FAN_OUT / FAN_IN)}),
-        ("readout", VOCAB, 1 / FAN_IN, {"y": FAN_IN**-0.5, "dx": sqrt(VOCAB / FAN_IN)}),
-    ):
-        scale = UnitScaled.linear(factor, FAN_IN**-0.5, tokens)
+    def note_op(op: str, setting: str | None = None, value: float | None = None, **arrays: Array) -> None:
+        rms = {name: float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for name, x in arrays.items()}
+        note(op, rms, NOT_ONE.get(op, {}), setting, value)
+
+    x = normal(TOKENS, FAN_IN)
+    for op, fan_out, factor in (("linear", FAN_OUT, FAN_IN**-0.5), ("readout", VOCAB, 1 / FAN_IN)):
+        scale = UnitScaled.linear(factor, FAN_IN**-0.5, TOKENS)
         y, saved = ops.linear_forward(x, normal(fan_out, FAN_IN), scale=scale)
-        dx, dw = ops.linear_backward(normal(tokens, fan_out), saved)
-        yield op, None, None, rms(y=y, dx=dx, dw=dw), not_one
-    ids = rng.integers(VOCAB, size=(8, tokens // 8))
-    y, saved = ops.embedding_forward(ids, normal(VOCAB, FAN_IN), scale=UnitScaled.embedding(1.0, VOCAB, tokens))
-    yield "embedding", None, None, rms(y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1]), {}
-    yield "rms_norm", None, None, rms(y=ops.rms_norm_forward(x)[0]), {}
-    yield "rope", None, None, rms(y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0]), {}
-    logits = FAN_IN**-0.5 * normal(8, tokens // 8, VOCAB)
-    scale = UnitScaled.cross_entropy(1.0, VOCAB, tokens)
+        dx, dw = ops.linear_backward(normal(TOKENS, fan_out), saved)
+        note_op(op, y=y, dx=dx, dw=dw)
+    ids = rng.integers(VOCAB, size=(8, TOKENS // 8))
+    y, saved = ops.embedding_forward(ids, normal(VOCAB, FAN_IN), scale=UnitScaled.embedding(1.0, VOCAB, TOKENS))
+    note_op("embedding", y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1])
+    note_op("rms_norm", y=ops.rms_norm_forward(x)[0])
+    note_op("rope", y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0])
+    logits = FAN_IN**-0.5 * normal(8, TOKENS // 8, VOCAB)
+    scale = UnitScaled.cross_entropy(1.0, VOCAB, TOKENS)
     loss, saved = ops.cross_entropy_forward(logits, ids, alpha=1.0, scale=scale)
-    yield "cross_entropy", None, None, rms(dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0]), {}
+    note_op("cross_entropy", dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0])
     for alpha in ALPHAS:
         scale = UnitScaled.gated_silu(alpha)
-        y, saved = ops.gated_silu_forward(normal(tokens, FAN_OUT), normal(tokens, FAN_OUT), alpha=alpha, scale=scale)
-        d_in, d_gate = ops.gated_silu_backward(normal(tokens, FAN_OUT), saved)
-        yield "gated_silu", "alpha", alpha, rms(y=y, dx_in=d_in, dx_gate=d_gate), {}
+        y, saved = ops.gated_silu_forward(normal(TOKENS, FAN_OUT), normal(TOKENS, FAN_OUT), alpha=alpha, scale=scale)
+        d_in, d_gate = ops.gated_silu_backward(normal(TOKENS, FAN_OUT), saved)
+        note_op("gated_silu", "alpha", alpha, y=y, dx_in=d_in, dx_gate=d_gate)
     for seq_len in SEQUENCES:
         q, k, v, dy = (normal(16, seq_len, FAN_IN) for _ in range(4))
         scale = UnitScaled.attention(1.0, HEAD_DIM, seq_len)
         y, saved = ops.attention_forward(q, k, v, head_dim=HEAD_DIM, score_scale=1 / HEAD_DIM, scale=scale)
-        yield "attention", "seq_len", seq_len, rms(y=y, dv=ops.attention_backward(dy, saved)[2]), {}
+        note_op("attention", "seq_len", seq_len, y=y, dv=ops.attention_backward(dy, saved)[2])
     config = ModelConfig(width=256, layers=2, head_dim=16, seq_len=64)
-    yield "model", None, None, measured_rms(fresh_loss(config, 16)), expected_rms(config)
+    note("model", measured_rms(fresh_loss(config, 16)), expected_rms(config), None, None)
+    return rows
 
 
 def table4_claims(data: Data) -> Iterator[Claim]:
@@ -301,8 +270,101 @@ def draw_table4(data: Data) -> Any:
     right.set(xlabel="RMS that the rules imply", ylabel="RMS measured")
     right.set_title("all tensors of a new model", fontsize=10)
     right.legend(frameon=False, ncols=2)
-    caption(figure, "a marker is a tensor · line: 1 on the left, equal on the right")
-    return figure
+    return captioned(figure, "a marker is a tensor · line: 1 on the left, equal on the right", {})
+
+
+# ---- The residual: Lemma C.1, and eq. (22) as printed ----
+EQ12, EQ22 = "eq. 12", "eq. 22 as printed"  # by which rule τ is worked out
+BRANCHES, ALPHA_RATIOS = (2, 4, 8, 24, 64), ((1.0, 1.0), (2.0, 0.5), (0.25, 4.0))
+YLABELS = {
+    "difference": "largest difference of an output",
+    "ratio": r"σ(residual) / σ(embedding), at $\alpha_\mathrm{res} = 1$",
+}
+EQUAL, DIFFERENT, OFF = Criterion(high=1e-12), Criterion(low=0.1), Criterion(low=0.05)
+
+
+def taus_as_printed(branches: int, alpha_res: float, ratio: float) -> list[float]:
+    """Eq. (22), letter for letter: no squares, and L^-1/2 on τ."""
+    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
+    alpha_a = ratio * alpha_f
+    taus = []
+    for l in range(1, branches + 1):  # noqa: E741 - the paper's index of a branch
+        k = (l - 1) // 2
+        attention = alpha_a / (1 + k * alpha_a + k * alpha_f)
+        ffn = alpha_f / (1 + (k + 1) * alpha_a + k * alpha_f)
+        taus.append((attention if l % 2 else ffn) / sqrt(branches))
+    return taus
+
+
+RULES: dict[str, Callable[[int, float, float], list[float]]] = {EQ12: residual_taus, EQ22: taus_as_printed}
+
+
+def lemma_c1() -> Rows:
+    """Differences of the network of eqs. (9, 10) from that of eqs. (1, 2), which Lemma C.1 says it equals."""
+    return [
+        {"rule": rule, "branches": branches, "alpha_res": alpha, "alpha_res_attn_ratio": ratio,
+         "difference": float(f"{difference(taus(branches, alpha, ratio), alpha, ratio):.3g}")}
+        for (rule, taus), branches, (alpha, ratio) in product(RULES.items(), BRANCHES, ALPHA_RATIOS)
+    ]  # fmt: skip
+
+
+def difference(taus: list[float], alpha_res: float, ratio: float) -> float:
+    """The largest difference of an output of the two networks, which have scale 1, in float64.
+
+    The blocks f_l are the same random ones, zero-homogeneous as the lemma asks; r_0 = 1 and r_l = α̂/√L.
+    """
+
+    def block(x: Array, w: Array) -> Array:
+        return np.tanh(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True)) @ w)  # normalized first: zero-homogeneous
+
+    rng, branches = np.random.default_rng(0), len(taus)
+    alpha_f = alpha_res * sqrt(2 / (ratio**2 + 1))
+    plain = scaled = rng.standard_normal((8, 32))
+    variance = 1.0
+    for l, (a, b) in enumerate(residual_multipliers(taus), start=1):  # noqa: E741
+        w = rng.standard_normal((32, 32)) / sqrt(32)
+        r = (ratio * alpha_f if l % 2 else alpha_f) / sqrt(branches)
+        plain, scaled = r * block(plain, w) + plain, a * block(scaled, w) + b * scaled
+        variance += r * r
+    return float(np.abs(plain / sqrt(variance) - scaled).max())
+
+
+def eq22() -> Rows:
+    """σ(residual)/σ(embedding) at the end of the trunk, which is to be α_res = 1, by each rule."""
+    rows = []
+    for (rule, taus), branches in product(RULES.items(), BRANCHES):
+        skip = float(np.prod([b * b for _, b in residual_multipliers(taus(branches, 1.0, 1.0))]))
+        rows.append({"rule": rule, "branches": branches, "ratio": float(f"{sqrt((1 - skip) / skip):.6g}")})
+    return rows
+
+
+def lemma_c1_claims(data: Data) -> Iterator[Claim]:
+    """Judge if the two networks are one."""
+    proven, printed = ([row["difference"] for row in where(data.runs, rule=rule)] for rule in RULES)
+    yield claim("with τ of eq. (12) the two networks differ by at most", exactly(max(proven)), EQUAL, "", "0")
+    yield claim("with τ as eq. (22) prints it they differ by at least", exactly(min(printed)), DIFFERENT, "", "0")
+
+
+def eq22_claims(data: Data) -> Iterator[Claim]:
+    """Judge if α_res is what it is called."""
+    proven, printed = (largest(where(data.runs, rule=rule), lambda row: abs(row["ratio"] - 1)) for rule in RULES)
+    yield claim("with τ of eq. (12) σ(residual)/σ(embedding) differs from α_res = 1 by at most", proven, EQUAL, "", "0")
+    yield claim("with τ as eq. (22) prints it, by up to", printed, OFF, "", "0")
+
+
+def draw_residual(data: Data) -> Any:
+    """The last column over depth, by each rule; where there are several α_res, a line for each."""
+    column = list(data.runs[0])[-1]
+    figure, axes = panels(1, 1, 6.4, 4.2, "x")
+    ax = axes[0, 0]
+    styles = ({"color": pic.BLUE, "marker": "o"}, {"color": pic.VERMILION, "marker": "s", "linestyle": "--"})
+    for (rule, style), (alpha, _) in product(zip(RULES, styles, strict=True), ALPHA_RATIOS):
+        if rows := [row for row in where(data.runs, rule=rule) if row.get("alpha_res", 1) == alpha]:
+            label = f"τ of {rule}" if alpha == 1 else None
+            ax.plot([r["branches"] for r in rows], [r[column] for r in rows], label=label, **style)
+    yscale = "log" if column == "difference" else "linear"
+    ax.set(xlabel="residual branches L", ylabel=YLABELS[column], yscale=yscale)
+    return captioned(figure, "a marker is a network of that depth")
 
 
 FIGURES = (
@@ -318,5 +380,19 @@ are the points; the paper's Table 1 are the lines.""",
 most are at 1, and those that are not are known exactly. On the right all tensors of a new model, where these add
 up.""",
         table4_claims, draw_table4, compute=table4,
+    ),
+    Figure(
+        "lemma-c1", "Lemma C.1",
+        "the rescaled residual network is the original one; with eq. (22) as printed it is not",
+        """No training: a pre-norm network can be rescaled so that its trunk keeps scale 1 and its output does
+not change. Measured on random networks, with τ as worked out from eq. (12) and with the closed form that eq. (22)
+prints.""",
+        lemma_c1_claims, draw_residual, compute=lemma_c1,
+    ),
+    Figure(
+        "eq22", "Eq. (22) as printed", "α_res is the ratio it is called; with eq. (22) as printed it is not",
+        """No training: the ratio of the branches' scale to the embedding's, which at α_res = 1 should be 1 at
+every depth.""",
+        eq22_claims, draw_residual, compute=eq22,
     ),
 )  # fmt: skip

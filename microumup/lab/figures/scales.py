@@ -1,5 +1,6 @@
 """Where do the tensors lie in FP8's range, and what moves them? Figs. 3, 8 and 9."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
 from math import log2, nan
@@ -10,11 +11,11 @@ import numpy as np
 from microumup.lab import pictures as pic
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import GRAY, POINTS, STYLES, caption, draw_seeds, key_of, panels, spelled, zoom
+from microumup.lab.figures.look import GRAY, POINTS, STYLES, captioned, draw_seeds, panels, spelled, zoom
 from microumup.lab.figures.rows import Data, Row, Rows, over_seeds, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Run, Setting
-from microumup.lab.scales_plot import STYLES as LINEARS
-from microumup.lab.scales_plot import draw_along, draw_limits
+from microumup.lab.scales import STYLES as LINEARS
+from microumup.lab.scales import draw_along, draw_limits
 from microumup.lab.search import Record
 
 LINES = (MUP_SMALL, UMUP)
@@ -32,9 +33,7 @@ def log2_rms(rows: Rows) -> dict[str, float]:
     return {row["tensor"]: log2(row["rms"]) if row["rms"] else nan for row in rows}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fig. 3: at the first step and at the last
-
+# ---- Fig. 3: at the first step and at the last ----
 INIT_LOW, INIT_HIGH, END_LOW, END_HIGH = Criterion(low=-1), Criterion(high=2), Criterion(low=-2), Criterion(high=5)
 
 
@@ -81,14 +80,11 @@ def draw_fig3(data: Data) -> Any:
         ax.set_title(words)
         draw_limits(ax, words=ax is axes[0, 1])
     axes[0, 0].set_ylabel("RMS")
-    keys = [key_of(axes[0, 0], **STYLES[line] | POINTS | {"markersize": 6}) for line in LINES]
-    caption(figure, f"a marker is a linear of a layer, of seed {seed}", keys, [NAMES[line] for line in LINES])
-    return figure
+    styles = {NAMES[line]: STYLES[line] | POINTS | {"markersize": 6} for line in LINES}
+    return captioned(figure, f"a marker is a linear of a layer, of seed {seed}", styles)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fig. 8: all along
-
+# ---- Fig. 8: all along ----
 GROWS_MOST = Criterion(low=0.0)
 
 
@@ -120,29 +116,25 @@ def draw_fig8(data: Data) -> Any:
     seed = min(values(data.ranges, "seed"))
     figure, axes = panels(2, 3, 11, 6.6, sharey=True, sharex=True)
     for row, line in zip(axes, LINES, strict=True):
-        rms: dict[int, dict[str, float | None]] = {}
+        rms = defaultdict[int, dict[str, float | None]](dict)
         for r in where(data.ranges, line=line, seed=seed):
-            rms.setdefault(r["step"], {})[r["tensor"]] = r["rms"]
+            rms[r["step"]][r["tensor"]] = r["rms"]
         for ax, tensor in zip(row, TENSORS, strict=True):
             draw_along(ax, rms, tensor, words=tensor == "dy")
         row[0].set_ylabel(f"{NAMES[line]}: RMS")
     for top, bottom, words in zip(*axes, TENSORS.values(), strict=True):
         top.set_title(words)
         bottom.set_xlabel("step")
-    keys = [key_of(axes[0, 0], **style) for style in LINEARS.values()]
-    caption(figure, f"a line is a linear of a layer, of seed {seed}", keys, list(LINEARS), columns=8)
-    return figure
+    return captioned(figure, f"a line is a linear of a layer, of seed {seed}", LINEARS, columns=8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fig. 9: what moves them
-
+# ---- Fig. 9: what moves them ----
 MOVES, HARDLY_MOVES = Criterion(low=1.0), Criterion(high=1.0)
 SIZES = {"width": "widths", "layers": "depths", "steps": "steps", "batch_size": "batches"}  # and the setting's field
 ENDS: dict[str, tuple[str, Row]] = {  # the column of a tensor, its name and its style
-    "rms_head_w": ("head's weight", {"color": pic.BLUE, "marker": "o", "linestyle": "-"}),
-    "rms_down_x": ("last FFN-down input", {"color": pic.ORANGE, "marker": "s", "linestyle": "--"}),
-    "rms_down_dy": ("last FFN-down gradient", {"color": pic.GREEN, "marker": "^", "linestyle": ":"}),
+    "rms_head_w": ("head's weight", {"color": pic.BLUE, "marker": "o", "linestyle": "-", "markersize": 4}),
+    "rms_down_x": ("last FFN-down input", {"color": pic.ORANGE, "marker": "s", "linestyle": "--", "markersize": 4}),
+    "rms_down_dy": ("last FFN-down gradient", {"color": pic.GREEN, "marker": "^", "linestyle": ":", "markersize": 4}),
 }
 
 
@@ -167,11 +159,8 @@ def ending_rms(record: Record) -> Row:
 
 def moved(rows: Rows) -> float:
     """The largest change of one of the three tensors' RMS over the rows, in octaves."""
-    spans = []
-    for column in ENDS:
-        ends = [log2(row[column]) for row in rows if row[column]]
-        spans.append(max(ends) - min(ends) if ends else nan)
-    return max(spans)
+    logs = [[log2(row[column]) for row in rows if row[column]] for column in ENDS]
+    return max(max(each) - min(each) if each else nan for each in logs)
 
 
 def by_axis(rows: Rows) -> dict[str, Rows]:
@@ -197,7 +186,7 @@ def draw_fig9(data: Data) -> Any:
         xs = values(rows, name)
         for column, (_, style) in ENDS.items():
             logs = [[log2(row[column]) for row in where(rows, **{name: x}) if row[column]] for x in xs]
-            below.plot(xs, [2 ** np.mean(each) if each else nan for each in logs], markersize=4, **style)
+            below.plot(xs, [2 ** np.mean(each) if each else nan for each in logs], **style)
         others = [row for row in data.runs if row["axis"] != name]
         for ax in (above, below):
             ax.axvline(others[0][name], **GRAY)  # its default
@@ -206,10 +195,8 @@ def draw_fig9(data: Data) -> Any:
     zoom(axes[:1], data.runs)
     axes[0, 0].set_ylabel("FP8 loss (nats)")
     axes[1, 0].set_ylabel("RMS at the end")
-    keys = [key_of(axes[0, 0], markersize=4, **style) for _, style in ENDS.values()]
     text = "line: mean over seeds, of the RMS's logarithm below · band: lowest to highest seed · vertical: the default"
-    caption(figure, text, keys, [name for name, _ in ENDS.values()])
-    return figure
+    return captioned(figure, text, dict(ENDS.values()))
 
 
 FIGURES = (

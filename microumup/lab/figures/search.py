@@ -10,8 +10,8 @@ import numpy as np
 from microumup.config import TrainConfig
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import GRAY, POINTS, STYLES, caption, panels
-from microumup.lab.figures.rows import Data, Rows, by_seed, loss_of, loss_or_guess, where
+from microumup.lab.figures.look import GRAY, POINTS, STYLES, captioned, panels
+from microumup.lab.figures.rows import Data, Rows, by_seed, finite_loss, loss_of, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Options, Run, Setting, id_of
 from microumup.lab.search import Record, independent
 from microumup.lab.statistics import exactly, mean_interval
@@ -35,19 +35,16 @@ def one_by_one(setting: Setting, line: str, seed: int, known: Known) -> list[Run
     phases = iter(PHASES)
 
     def train_all(configs: list[TrainConfig]) -> list[Record]:
-        phase = next(phases)
-        jobs = {id_of(job): job for job in map(Job, configs)}
+        phase, asked = next(phases), list(map(Job, configs))
         made = {id_of(run.job) for run in runs} if phase == LINES else set()
-        runs.extend(Run(job, line, phase) for id, job in jobs.items() if id not in made)
-        if any(id not in known for id in jobs):
+        runs.extend(Run(job, line, phase) for job in dict.fromkeys(asked) if id_of(job) not in made)
+        if any(id_of(job) not in known for job in asked):
             raise NotKnown
-        asked = [Job(config) for config in configs]
         return [{"id": id_of(job), "config": plain(job.config), "loss": known[id_of(job)]["loss"]} for job in asked]
 
     rates = [2.0**log2_lr for log2_lr in setting.grid(setting.log2_typical_lr[line], 2)]
-    axes = [("lr", rates)]
-    for name, ends in TABLE6_RANGES[line].items():
-        axes.append((name, [2.0**value for value in sorted({0.0, *setting.octaves(*ends)})]))
+    others = {name: sorted({0.0, *setting.octaves(*ends)}) for name, ends in TABLE6_RANGES[line].items()}
+    axes = [("lr", rates), *((name, [2.0**value for value in values]) for name, values in others.items())]
     with suppress(NotKnown):
         independent(setting.options(line, seed=seed, steps=setting.search_steps), axes, 1, train_all)
     return runs
@@ -58,13 +55,10 @@ def at_random(setting: Setting, line: str) -> Iterator[Run]:
     rng, drawn = np.random.default_rng(0), set[str]()
     rates = setting.grid(setting.log2_typical_lr[line], 2)
     while len(drawn) < setting.draws:
-        values: Options = {
-            name: 2.0 ** int(rng.integers(low, high, endpoint=True))
-            for name, (low, high) in TABLE6_RANGES[line].items()
-        }
-        values["lr"] = 2.0 ** rates[rng.integers(len(rates))]
-        seed = len(drawn) % setting.search_seeds
-        run = setting.run(line, role=RANDOM, seed=seed, steps=setting.search_steps, **values)
+        ranges, seed = TABLE6_RANGES[line].items(), len(drawn) % setting.search_seeds
+        options: Options = {name: 2.0 ** int(rng.integers(*ends, endpoint=True)) for name, ends in ranges}
+        options["lr"] = 2.0 ** rates[rng.integers(len(rates))]
+        run = setting.run(line, role=RANDOM, seed=seed, steps=setting.search_steps, **options)
         if id_of(run.job) not in drawn:
             drawn.add(id_of(run.job))
             yield run
@@ -94,7 +88,7 @@ def searches(rows: Rows) -> list[tuple[float, float, float]]:
 
 def random_losses(rows: Rows) -> list[float]:
     """The losses of a line's random search."""
-    return [loss_or_guess(row) for row in where(rows, phase=RANDOM)]
+    return [finite_loss(row) for row in where(rows, phase=RANDOM)]
 
 
 def expected_best(losses: Sequence[float], count: int) -> float:
@@ -158,8 +152,7 @@ def draw(data: Data) -> Any:
         ax.set_ylim(min(seen) - margin, max(seen) + 2 * margin)
     ax.set(xlabel="runs", ylabel="lowest training loss so far (nats)")
     text = "solid and marker: means over seeds · dashed: mean over all choices of so many of the random runs"
-    caption(figure, text, *ax.get_legend_handles_labels(), columns=2)
-    return figure
+    return captioned(figure, text, columns=2)
 
 
 FIGURES = (

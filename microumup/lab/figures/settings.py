@@ -7,7 +7,6 @@
 Learning rates and other hyperparameters are exponents of 2 here.
 """
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -62,12 +61,10 @@ class Setting(NamedTuple):
     ranges_every: int = 64
     ending_seeds: int = 3  # of fig9
 
-    def some(self, values: Iterable[float]) -> list[float]:
+    def some(self, values: list[float]) -> list[float]:
         """All of them; or as many as this setting keeps, the first and the last among them."""
-        values = list(values)
-        if not self.points or len(values) <= self.points:
-            return values
-        return [values[round(i)] for i in np.linspace(0, len(values) - 1, self.points)]
+        kept = min(self.points or len(values), len(values))
+        return [values[round(i)] for i in np.linspace(0, len(values) - 1, kept)]
 
     def grid(self, centre: float, reach: float, step: float = 0.5) -> list[float]:
         """Exponents around `centre`, `reach` to either side."""
@@ -112,23 +109,17 @@ TABLE6_RANGES: dict[str, dict[str, tuple[int, int]]] = {  # of the multipliers; 
 LAPTOP = Setting(
     name="laptop",
     usual={"layers": 2, "head_dim": 16, "seq_len": 32, "batch_size": 16, "steps": 512, "warmup": 0.25},
-    widths=(32, 64, 128),
-    widest=(256,),
-    seeds=3,
+    widths=(32, 64, 128), widest=(256,), seeds=3,
     base={MUP: 256, MUP_SMALL: 32},
     log2_lr={
         SP: {32: -6, 64: -7, 128: -7.5, 256: -9},
-        MUP: {32: -8, 64: -8, 128: -8, 256: -8.5},
-        MUP_SMALL: {32: -5.5, 64: -5.5, 128: -5.5, 256: -5.5},
-        UMUP: {32: 0.5, 64: 0.5, 128: 0.5, 256: 0},
-        FIXED_EMB: {32: 0.5, 64: 0.5, 128: 0.5},
+        MUP: {32: -8, 64: -8, 128: -8, 256: -8.5}, MUP_SMALL: {32: -5.5, 64: -5.5, 128: -5.5, 256: -5.5},
+        UMUP: {32: 0.5, 64: 0.5, 128: 0.5, 256: 0}, FIXED_EMB: {32: 0.5, 64: 0.5, 128: 0.5},
     },
     log2_typical_lr={SP: -7, MUP: -8, MUP_SMALL: -5.5, UMUP: 0.5, FIXED_EMB: 0.5},
     log2_reach={MUP: 1.5, MUP_SMALL: 1, UMUP: 1.5},
     log2_emb={MUP_SMALL: (0, 7), UMUP: (-4, 3), FIXED_EMB: (-7, 0)},
-    steps=(128, 512, 2048),
-    batches=(4, 16, 64),
-    depths=(1, 2, 4, 8),
+    steps=(128, 512, 2048), batches=(4, 16, 64), depths=(1, 2, 4, 8),
     log2_lr_shift={
         ("steps", 128): 0.5, ("steps", 2048): -0.5, ("batch_size", 4): -0.5, ("batch_size", 64): 0.5,
         ("layers", 1): -0.5, ("layers", 8): 0.5,
@@ -149,14 +140,10 @@ QUICK = LAPTOP._replace(
 PAPER = Setting(
     name="paper",
     usual={"warmup": 2000 / 8192} | PRESETS["paper"],
-    widths=(128, 256, 512, 1024, 2048),
-    widest=(4096,),
-    seeds=3,
+    widths=(128, 256, 512, 1024, 2048), widest=(4096,), seeds=3,
     base={MUP: 256, MUP_SMALL: 256},
-    log2_lr={
-        SP: {width: -8.5 - step for step, width in enumerate((128, 256, 512, 1024, 2048, 4096))},
-        **{line: dict.fromkeys((128, 256, 512, 1024, 2048, 4096), -8.0) for line in (MUP, MUP_SMALL)},
-        **{line: dict.fromkeys((128, 256, 512, 1024, 2048, 4096), 1.0) for line in (UMUP, FIXED_EMB)},
+    log2_lr={SP: {128 << i: -8.5 - i for i in range(6)}} | {
+        line: {128 << i: lr for i in range(6)} for line, lr in {MUP: -8, MUP_SMALL: -8, UMUP: 1, FIXED_EMB: 1}.items()
     },
     log2_typical_lr={SP: -9, MUP: -8, MUP_SMALL: -8, UMUP: 1, FIXED_EMB: 1},
     narrow=256, middle=256, short_steps=8192, fp8_widths=(256, 4096), emb_widths=(256, 2048),

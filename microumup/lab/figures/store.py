@@ -80,4 +80,4 @@ def sessions_of(store: Path) -> list[Row]:
 
 def _sessions(store: Path) -> list[Row]:
     path = store / "sessions.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    return checkpoint.read_json(path, list) if path.exists() else []

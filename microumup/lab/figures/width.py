@@ -7,7 +7,7 @@ from typing import Any
 
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
-from microumup.lab.figures.look import LR, NATS, SWEEPS, caption, panels, sweeps, zoom
+from microumup.lab.figures.look import LR, NATS, SWEEPS, captioned, panels, sweeps, zoom
 from microumup.lab.figures.rows import Data, Rows, curve, drift, gap, over_seeds, regret, values, where
 from microumup.lab.figures.settings import FIXED_EMB, MUP, MUP_SMALL, NAMES, SP, UMUP, Run, Setting
 from microumup.lab.statistics import basin_width
@@ -48,8 +48,7 @@ def draw_over_width(data: Data, lines: Sequence[str] = tuple(NAMES), x: str = "l
             ax.set_title(label(line, rows), fontsize=11)
     axes[0, 0].set_ylabel(NATS)
     zoom(axes, rows)
-    caption(figure, SWEEPS)
-    return figure
+    return captioned(figure, SWEEPS, {})
 
 
 STAYS, SP_DRIFTS = Criterion(-0.5, 0.5), Criterion(high=-1.2)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from conftest import Refused
 
+from microumup.backend import install_hint
 from microumup.lab.figures import command, store
 from microumup.lab.figures.command import DOCS, FIGURES, dry_run, main, text
 from microumup.lab.figures.judging import Claim
@@ -141,7 +142,7 @@ def test_bad_input_ends_in_one_line(options: list[str], complaint: str, refused:
 
 def test_without_matplotlib_nothing_is_begun(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert "pip install 'microumup[plot]'" in refused(main, ["fig3", "--quick", "--runs", str(tmp_path / "store")])
+    assert install_hint("plot") in refused(main, ["fig3", "--quick", "--runs", str(tmp_path / "store")])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 from fabricated import World, data, lines
 
-from microumup.lab.figures import residual
+from microumup.lab.figures import rules
 from microumup.lab.figures.command import FIGURES
 from microumup.lab.figures.judging import FAILS, HOLDS, NOT_JUDGED, PARTLY, REPORTED, Claim
 from microumup.lab.figures.rows import Data
@@ -25,7 +25,7 @@ def scaled(column: str, factor: float) -> Callable[[Data], Data]:
 
 def exchanged(good: Data) -> Data:
     """The two rules for τ taken for each other."""
-    other = {residual.EQ12: residual.EQ22, residual.EQ22: residual.EQ12}
+    other = {rules.EQ12: rules.EQ22, rules.EQ22: rules.EQ12}
     return Data([row | {"rule": other[row["rule"]]} for row in good.runs], [])
 
 

@@ -1,0 +1,229 @@
+"""What happens to a run while it writes: others, signals, a full disk, numbers that are none any more."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Refused
+from small_runs import content, options, refuses
+
+from microumup import checkpoint, run_dir, trainer
+from microumup.config import TrainConfig
+from microumup.data import Corpus
+from microumup.diverged import Diverged
+from microumup.generate import main as generate
+from microumup.lab.scales import main as scales
+from microumup.run_dir import Command, RunDir, load_config, read_config, read_metrics
+from microumup.train import main
+
+SMALL = TrainConfig(width=8, head_dim=4, layers=1, seq_len=8, batch_size=2, steps=12)
+
+
+# ---- One writer ----
+
+
+def test_a_second_writer_is_refused(half: Path, corpus: Corpus, refused: Refused) -> None:
+    held = checkpoint.lock(half)
+    refuses(refused, half, str(half), "another process is writing here")
+    held.release()
+    assert main(["--resume", str(half), "--quiet"]) == 0
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = (
+        f"from microumup import checkpoint as c; h = c.lock(c.Path({str(tmp_path)!r})); print(1, flush=True); input()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"1\n"
+    with pytest.raises(ValueError, match="another process is writing here"):
+        checkpoint.lock(tmp_path)
+    process.kill()
+    process.communicate()
+    checkpoint.lock(tmp_path).release()
+
+
+def begin(folder: str, text: str, out: str | None, barrier: Any) -> None:
+    os.chdir(folder)
+    argv = options(Path(out or "x"), Path(text))
+    argv = argv if out else [word for word in argv if word not in ("--out", "x")]
+    barrier.wait()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - of a process that ends
+    sys.exit(main(argv))
+
+
+@pytest.mark.parametrize("out", [None, "run"])
+def test_four_started_at_once(out: str | None, tmp_path: Path, text: Path) -> None:
+    """Without a name they get four directories, with one name one of them gets it."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=begin, args=(str(tmp_path), str(text), out, barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    statuses = sorted(process.exitcode or 0 for process in processes)
+    runs = [tmp_path / "run"] if out else list((tmp_path / "runs").iterdir())
+    assert len(runs) == (1 if out else 4)
+    assert statuses == ([0, 2, 2, 2] if out else [0, 0, 0, 0])
+    for run in runs:
+        assert len(read_metrics(run)) == 12
+
+
+# ---- Stopping ----
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
+    number: int, status: int, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run, update = tmp_path / "run", trainer.Trainer.update
+
+    def signalled(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return update(self, step, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "update", signalled)
+        argv = options(run, text)
+        argv[argv.index("--save-every") + 1] = "1000"
+        assert main(argv) == status
+    assert checkpoint.load(run / "checkpoint.safetensors")[1]["step"] == 7
+    assert f"interrupted; continue with --resume {run}" in capsys.readouterr().err
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert main(["--resume", str(run), "--quiet"]) == 0
+
+
+def test_a_second_ctrl_c_quits_at_once(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, update = tmp_path / "run", trainer.Trainer.update
+
+    def impatient(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        return update(self, step, **kwargs)
+
+    monkeypatch.setattr(trainer.Trainer, "update", impatient)
+    began = time.monotonic()
+    assert main(options(run, text)) == 130
+    assert time.monotonic() - began < 5
+    assert checkpoint.load(run / "checkpoint.safetensors")[1]["step"] == 4
+
+
+def test_minutes_bound_what_is_lost(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default a checkpoint is 5 minutes old at most, however long a step takes."""
+    now, saved = [0.0], []
+    save = checkpoint.save
+    monkeypatch.setattr(run_dir, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        checkpoint, "save", lambda path, arrays, info: (saved.append(info["step"]), save(path, arrays, info))
+    )
+    update = trainer.Trainer.update
+
+    def slow(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
+        now[0] += 100  # seconds
+        return update(self, step, **kwargs)
+
+    monkeypatch.setattr(trainer.Trainer, "update", slow)
+    argv = options(tmp_path / "run", text)
+    del argv[argv.index("--save-every") : argv.index("--save-every") + 2]
+    assert main(argv) == 0
+    assert saved == [3, 6, 9, 12]
+
+
+# ---- A full disk ----
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def full(arrays: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        assert main(options(run, text)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("microumup train: ")
+    assert "No space left on device" in error
+    assert f"--resume {run}" in error
+    assert error.count("\n") == 1
+    assert set(content(run)) == {"config.json", "metrics.jsonl"}
+    assert main(["--resume", str(run), "--quiet"]) == 0
+
+
+# ---- Divergence ----
+
+
+def test_weights_ruined_by_the_last_update_are_divergence(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = trainer.Trainer.update
+
+    def ruins(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
+        found = update(self, step, **kwargs)
+        if step == 11:
+            self.params["head"][:] = np.nan
+        return found
+
+    monkeypatch.setattr(trainer.Trainer, "update", ruins)
+    run = tmp_path / "run"
+    assert main([*options(run, text), "--json"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    advice = "try a lower --lr than 1.5 or a longer --warmup"
+    assert error == f"microumup train: diverged: the validation loss is nan at step 12; {advice}\n"
+    assert not (run / "result.json").exists()
+    monkeypatch.undo()
+    assert generate([str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "diverged: the largest element of head is nan at step 12" in error
+    assert error.count("\n") == 1
+    assert scales([str(run), "--quiet", "--json"]) in (0, 1)
+    for line in capsys.readouterr().out.splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_gradient_that_overflows_is_divergence_and_the_advice_fits(corpus: Corpus) -> None:
+    config = replace(SMALL, loss_scale=1e25)
+    with pytest.raises(Diverged, match=r"the gradient's norm is inf at step 0; try a lower --loss-scale than 1e\+25$"):
+        trainer.train(config, corpus)
+
+
+def test_advice_before_any_update_is_not_about_the_learning_rate(corpus: Corpus) -> None:
+    config = replace(SMALL, scheme="mup", alpha_loss_softmax=1e6, sigma_init=1e6, alpha_emb=1e6, lr=1.0)
+    found = Diverged(0, "loss", float("inf"), config)
+    assert "--lr" not in str(found)
+    assert "--sigma-init and --alpha-emb nearer to the default" in str(found)
+    assert "--warmup" not in str(Diverged(3, "loss", float("inf"), replace(config, warmup=1.0)))
+
+
+def test_a_run_directory_is_read_back(half: Path) -> None:
+    config, command, _ = read_config(half)
+    assert config == load_config(half)
+    assert command == Command(save_every=4, log_scales=3)
+    with pytest.raises(ValueError, match="holds no run"):
+        load_config(half / "nowhere")
+
+
+def test_a_failure_lets_go_of_the_directory(tmp_path: Path, corpus: Corpus) -> None:
+    run = RunDir.create(tmp_path / "run", SMALL, corpus)
+    run.metrics.mkdir()
+    with pytest.raises(OSError, match="metrics"):
+        run.__enter__()
+    checkpoint.lock(tmp_path / "run").release()
