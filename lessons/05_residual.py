@@ -25,7 +25,7 @@ import numpy as np
 from microumup import ops
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
-from microumup.lab.figures.residual import taus_as_printed
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.lab.pictures import BLACK, BLUE, GREEN, VERMILION
 from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers, residual_taus

@@ -21,9 +21,10 @@ import numpy as np
 from microumup import parametrization
 from microumup.config import TrainConfig
 from microumup.data import load_corpus
+from microumup.diverged import Diverged
 from microumup.lab import statistics
 from microumup.lab.pictures import COLOURS
-from microumup.trainer import Diverged, Trainer
+from microumup.trainer import Trainer
 
 # %% [markdown]
 # ## Predict

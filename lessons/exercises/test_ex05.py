@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from grading import compare, require, solve
 
-from microumup.lab.figures.residual import taus_as_printed
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import residual_multipliers, residual_taus
 
 pytestmark = pytest.mark.lesson05

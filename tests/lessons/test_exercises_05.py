@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from microumup.lab.figures.residual import taus_as_printed
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import residual_multipliers, residual_taus
 
 

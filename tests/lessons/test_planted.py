@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from microumup import fp8, multipliers, optim, parametrization
-from microumup.lab.figures.residual import taus_as_printed
+from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import UnitScaled
 from microumup.ops import Scale
 from microumup.parametrization import SCHEMES, UMUP, one
