@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def name() -> str:
-    """Name of the lesson that runs, `05_residual`: as book.py says, or Jupyter, or the name of the script."""
-    return Path(os.environ.get("LESSON_NAME") or os.environ.get("JPY_SESSION_NAME") or sys.argv[0]).stem
+    """Name of the lesson that runs, `05_residual`: as book.py says, or the script's name, or Jupyter."""
+    paths = os.environ.get("LESSON_NAME", ""), sys.argv[0], os.environ.get("JPY_SESSION_NAME", "")
+    return next((stem for stem in (Path(path).stem for path in paths) if stem[:2].isdigit()), "lesson")
 
 
 # ---- A prediction ----

@@ -26,6 +26,17 @@ def test_a_prediction_is_taken_from_the_command_line(lesson: ModuleType, monkeyp
     assert lesson.guess("how much?") == 0.002
 
 
+def test_its_name_is_the_book_s_or_the_script_s_or_jupyter_s(lesson: ModuleType, monkeypatch: Run) -> None:
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])
+    assert lesson.name() == "lesson"
+    monkeypatch.setenv("JPY_SESSION_NAME", "/lessons/04_scale_models.ipynb")
+    assert lesson.name() == "04_scale_models"
+    monkeypatch.setattr(sys, "argv", ["lessons/05_residual.py"])
+    assert lesson.name() == "05_residual"
+    monkeypatch.setenv("LESSON_NAME", "06_parametrizations")
+    assert lesson.name() == "06_parametrizations"
+
+
 def test_without_a_terminal_there_is_none(lesson: ModuleType, monkeypatch: Run, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(sys, "argv", ["05_residual.py"])
     monkeypatch.setattr("sys.stdin", None)
