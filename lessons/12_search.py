@@ -49,7 +49,44 @@ VALUES = [2.0**k for k in range(-2, 3)]  # of each of them; 1 is the default
 mine = lesson.guess("By what factor does the RMS of attention's scores grow?")
 
 # %% [markdown]
-# ## The paper's row: a hyperparameter for each scale
+# ## The naive way
+#
+# In µP, search α_loss at σ_init = 1, and keep it when somebody wants σ_init = 1/4. A run of this tiny model takes a
+# tenth of a second; its loss is that on validation text, in nats per byte.
+
+# %%
+corpus = load_corpus(seq_len=16)
+
+
+@cache
+def loss(config):
+    trainer = Trainer(config, corpus)
+    with suppress(Diverged):
+        for step in range(config.steps):
+            trainer.update(step)
+        return trainer.validate(16)
+
+
+def train_all(configs):
+    return [{"id": str(hash(config)), "config": asdict(config), "loss": loss(config)} for config in configs]
+
+
+def grid(scheme, **axes):
+    (one, xs), (other, ys) = axes.items()
+    points = [[TrainConfig(**BASE[scheme] | {"lr": LR[scheme], one: x, other: y}) for y in ys] for x in xs]
+    return np.array([[loss(point) or np.log(256) for point in row] for row in points])
+
+
+GRIDS = {
+    "µP: σ_init and α_loss": grid("mup", sigma_init=VALUES, alpha_loss_softmax=VALUES),
+    "u-µP: α_res and α_loss": grid("umup", alpha_res=VALUES, alpha_loss_softmax=VALUES),
+    "u-µP: η and α_loss": grid("umup", lr=RATES["umup"], alpha_loss_softmax=VALUES),
+}
+mup, umup, with_rate = GRIDS.values()
+lesson.claim_least("µP at σ_init = 1/4: keeping that α_loss costs, nats", mup[0, mup[2].argmin()] - mup[0].min(), 0.1)
+
+# %% [markdown]
+# ## The paper's row
 #
 # **The idea** (Section 3.2, Appendix D): two hyperparameters that move the same scale of the model cannot be searched
 # apart. So look which scale each one moves in a new model. There are five: the size of a step relative to its weight,
@@ -82,48 +119,10 @@ lesson.answer(mine, 2 ** moved["mup"][1, 2], "σ_init is in q and in k.")
 # %% [markdown]
 # In u-µP each hyperparameter moves one scale, its own. In µP σ_init moves all five, four of them together with another.
 #
-# ## The naive way
-#
-# So in µP, search α_loss at σ_init = 1, and keep it when somebody wants σ_init = 1/4. A run of this tiny model takes a
-# tenth of a second; its loss is that on validation text, in nats per byte.
-
-# %%
-corpus = load_corpus(seq_len=16)
-
-
-@cache
-def loss(config):
-    trainer = Trainer(config, corpus)
-    with suppress(Diverged):
-        for step in range(config.steps):
-            trainer.update(step)
-        return trainer.validate(16)
-
-
-def train_all(configs):
-    return [{"id": str(hash(config)), "config": asdict(config), "loss": loss(config)} for config in configs]
-
-
-def grid(scheme, **axes):
-    (one, xs), (other, ys) = axes.items()
-    points = [[TrainConfig(**BASE[scheme] | {"lr": LR[scheme], one: x, other: y}) for y in ys] for x in xs]
-    return np.array([[loss(point) or np.log(256) for point in row] for row in points])
-
-
-GRIDS = {
-    "µP: σ_init and α_loss": grid("mup", sigma_init=VALUES, alpha_loss_softmax=VALUES),
-    "u-µP: α_res and α_loss": grid("umup", alpha_res=VALUES, alpha_loss_softmax=VALUES),
-    "u-µP: η and α_loss": grid("umup", lr=RATES["umup"], alpha_loss_softmax=VALUES),
-}
-mup, umup, with_rate = GRIDS.values()
-lesson.claim_least(
-    "µP, σ_init = 1/4: nats by the best α_loss of σ_init = 1", mup[0, mup[2].argmin()] - mup[0].min(), 0.1
-)
-
-# %% [markdown]
 # ## Our code, and the check
 #
-# The paper's measure does this for all rows and columns: what it costs on average to take the best value of another.
+# The paper's measure of what we have just seen, over all rows and columns: what it costs on average to take the best
+# value of another one.
 
 # %%
 lesson.show(statistics.coupling, search.independent)
@@ -131,8 +130,7 @@ lesson.claim("µP: coupling of σ_init and α_loss", statistics.coupling(mup), 0
 lesson.claim("u-µP: coupling of α_res and α_loss", statistics.coupling(umup), 0.04, within=0.04, relative=False)
 
 # %% [markdown]
-# Now whole searches. *Independent*: η, then each other one alone at the best η, then all best values together, with η
-# once more. *At random*: as many runs, all values drawn.
+# Now whole searches: η, then each other one alone at the best η, then all best values together; or as many at random.
 
 # %%
 rng, paths = np.random.default_rng(12), {}
