@@ -173,7 +173,7 @@ lesson.save(figure, "Scale of GELU's output and gradient over its multiplier α;
 # %% [markdown]
 # ## What would fool you
 #
-# Measure the standard deviation instead of the RMS. They are the same where the mean is 0, and GELU's output has another.
+# Measure the standard deviation instead of the RMS. They are the same where the mean is 0, but GELU's is not.
 # The check "y has standard deviation 1" passes; the one that catches it looks behind the next linear.
 
 # %%
