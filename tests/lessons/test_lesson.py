@@ -1,5 +1,6 @@
 """What the lessons share: predictions, claims, sources, hints."""
 
+import re
 import sys
 from collections.abc import Callable
 from math import inf, nan
@@ -131,7 +132,14 @@ def test_an_exercise_has_three_hints_a_stub_a_grader_and_an_answer(page: Path) -
     exercises = page.parent.parent
     for path in (f"ex{page.stem}.py", f"test_ex{page.stem}.py", f"../solutions/ex{page.stem}.py"):
         assert (exercises / path).exists()
-    assert "raise NotImplementedError" in (exercises / f"ex{page.stem}.py").read_text("utf-8")
+    stub = (exercises / f"ex{page.stem}.py").read_text("utf-8")
+    assert "raise NotImplementedError" in stub
+    assert f"pytest -m lesson{page.stem} lessons" in stub
+    assert not re.search(r"^\s*(from|import) (ex\d|solutions|grading|lesson)", stub, flags=re.MULTILINE)
+
+
+def test_the_lessons_that_promise_an_exercise_have_one() -> None:
+    assert {page.stem for page in HINTS} >= {"01", "02", "03", "04", "05", "06", "07", "10", "13"}
 
 
 def test_hint_prints_one_and_says_what_comes_next(capsys: pytest.CaptureFixture) -> None:
