@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 10 · FP8: eight bits, and no scaling
 #
-# **The question.** A linear multiplies three arrays: its input x, its weight w, and dy, the gradient of its output.
-# Round all three to 8 bits before they are multiplied. Why does u-µP not mind, while µP learns nothing?
+# **The question.** A linear layer, y = x wᵀ, multiplies three arrays: its input x, its weight w, and dy, the gradient
+# of y. Round all three to 8 bits before they are multiplied. Why does u-µP not mind, while µP learns nothing?
 #
 # About 30 minutes. Can be read alone; all you need is that training computes a gradient of the loss for every tensor.
 # µP and u-µP are two sets of rules for how weights start, how they are multiplied and how fast they learn ([lesson
 # 06](06_parametrizations.py)). RMS, the root mean square, is the typical size of an element ([glossary](glossary.md)).
 # Two questions for paper and pencil, answered at the end:
 #
-# 1. A float is ±2^e · 1.m. E4M3 has 4 bits for e and 3 for m. Which number of E4M3 is nearest to 0.1?
+# 1. A float is ±2^e · 1.m. The 8-bit E4M3 has 4 bits for e and 3 for m. Which of its numbers is nearest to 0.1?
 # 2. A batch has 512 tokens, the vocabulary 256 bytes, and the loss is the mean over tokens. A new model gives each byte
 #    the probability p = 1/256. What is the gradient of a logit, for the byte that comes next and for all others?
 
@@ -42,8 +42,8 @@ mine = lesson.guess("Which share of all elements of their gradients dy does E4M3
 # %% [markdown]
 # ## The formats on paper
 #
-# Eight bits: a sign, then the exponent E, then the mantissa M. The value is ±2^(E - bias) · (1 + M/8), or M/4 in E5M2.
-# For E = 0 the leading 1 is missing, which fills the gap around 0 evenly: these numbers are called *subnormal*.
+# Eight bits: a sign, then the exponent E, then the mantissa M. In E4M3 that is ±2^(E - 7) · (1 + M/8), in
+# E5M2 ±2^(E - 15) · (1 + M/4). For E = 0 the 1 is missing, which fills the gap around 0 evenly: *subnormal* numbers.
 
 # %%
 VALUES, PAPER = {}, ((E4M3, 7, 3, 0b01111110, 448, 2**-9), (E5M2, 15, 2, 0b01111011, 57344, 2**-16))
@@ -98,19 +98,19 @@ lesson.claim_least("µP: FP8's loss minus float32's", mup_cast - mup_loss, 1)
 # ## The paper's row
 #
 # **The idea:** a tensor of RMS 1 = 2^0 lies in the middle of E4M3's range, 2^-9 to 2^8.8. u-µP chooses the constants in
-# its ops so that x, w and dy start there. For gradients it begins at the loss (Table 4, last row; V = 256):
+# its ops so that x, w and dy start there. For gradients it begins at the loss (Table 4, cross-entropy; V = 256):
 #
 #     true gradient    dlogits = (p - onehot)/512            RMS about 2^-4/512 = 2^-13
 #     u-µP             dlogits = (p - onehot) · V/√(V-1)     RMS 1; the number of tokens is gone
 #
-# Every gradient is then a known constant times the true one, and Adam, which divides by the gradient's own size, does
-# not see it. The rest is one line (Appendix E.2): cast x, w and dy to E4M3, but the input x of `o` and of `down`, the
-# last linears of attention and FFN, to E5M2, since they grow in training ([11](11_drift.py)). Scale nothing.
+# (p: the model's probabilities; onehot: 1 for the byte that came.) Every gradient is then a known constant times the
+# true one, which Adam does not see. The rest is one line (Appendix E.2): cast x, w and dy to E4M3, but the inputs of
+# attention's and the FFN's last linear to E5M2, since they grow in training ([11](11_drift.py)). Scale nothing.
 #
 # ## Our code, and the check
 #
 # Divide by the distance of neighbours, round, multiply. The distance is a power of two, read off the exponent bits. The
-# check: ml_dtypes, a library; and u-µP's loss against its own in float32 (rounding anything moves it by 0.02).
+# check: ml_dtypes, a library; and u-µP's loss against its own in float32 (any rounding moves it by 0.02 or so).
 
 # %%
 lesson.show(quantize, fp8._spacing, ops.linear_forward, (fp8, "RECIPES"))

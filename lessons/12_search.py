@@ -9,7 +9,7 @@
 # that are not linear, µP's also the init's scale σ_init and the embedding's α_emb ([glossary](glossary.md)). On paper:
 #
 # 1. Six hyperparameters with five values each: how many runs has the full grid, how many have six line searches?
-# 2. In µP a new model's logits are proportional to σ_init · α_loss. α_loss = 1 gives good ones at σ_init = 1. And at 1/4?
+# 2. In µP a new model's logits are proportional to σ_init · α_loss. α_loss = 1 is best at σ_init = 1. And at 1/4?
 
 # %%
 import json
