@@ -70,11 +70,7 @@ print(text)
 for what, found, value in (("c", rule.c, 0.34), ("at α = 0, 1/2", rule.lower, 0.5), ("at ∞, 1/√2", rule.upper, 0.707)):
     lesson.claim(f"the rule's {what}", found, value, within=0.02)
 lesson.claim_most("its largest error", rule.error, 0.006)
-lesson.answer(
-    mine,
-    measured[alphas.index(1.0)].rms["y"],
-    "between 1/2, as if it let half of all through, and 1/√2, as a ReLU would.",
-)
+lesson.answer(mine, measured[alphas.index(1.0)].rms["y"], "between 1/2, that of x/2, and 1/√2, that of a ReLU.")
 
 # %% [markdown]
 # The same factor, 1/σ, then stands in the backward pass. It leaves dx at 1.01 to 1.04, which is good enough.
@@ -173,15 +169,19 @@ lesson.save(figure, "Scale of GELU's output and gradient over its multiplier α;
 # %% [markdown]
 # ## What would fool you
 #
-# Measure the standard deviation instead of the RMS. They are the same where the mean is 0, but GELU's is not.
-# The check "y has standard deviation 1" passes; the one that catches it looks behind the next linear.
+# dx comes out at 1.036: let a factor of its own bring it to 1. Finite differences and factors are as before, y and dx
+# have RMS 1: all checks above pass. But in a branch, where the gradient also goes past the op, both ways now add up in a
+# wrong proportion. The check that sees it is the cosine to the true gradient behind the branch: `gradcheck` takes it.
 
 # %%
-x, w = rng.standard_normal((1024, 256)), rng.standard_normal((256, 256)) / 16
-by_std = gelu(x) / gelu(x).std()
-lesson.claim("by the standard deviation: that of y", by_std.std(), 1, within=1e-6)
-lesson.claim("and the RMS behind the next linear", lesson.rms(by_std @ w), 1.11, within=0.02)
-lesson.claim("by the RMS: that behind the next linear", lesson.rms(gelu(x) / gelu_sigma(1) @ w), 1, within=0.02)
+x, dy, sigma = rng.standard_normal(1 << 16), rng.standard_normal(1 << 16), gelu_sigma(1)
+y, saved = gelu_forward(x, scale=ops.Scale(y=1 / sigma, dx=1 / sigma / 1.036))
+(own,), (true,) = gelu_backward(dy, saved), gelu_backward(dy, (x, 1, ops.Scale(dx=1 / sigma)))
+lesson.claim("own backward factor: RMS of y", lesson.rms(y), 1, within=0.01)
+lesson.claim("own backward factor: RMS of dx", lesson.rms(own), 1, within=0.01)
+off = [1 - a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in ((own, true), (dy + own, dy + true))]
+lesson.claim_most("1 - cosine to the true gradient, of dx itself", off[0], gradcheck.COSINE_TOLERANCE)
+lesson.claim_least("1 - cosine behind the branch", off[1], 1000 * gradcheck.COSINE_TOLERANCE)
 
 # %% [markdown]
 # ## Exercise
