@@ -170,7 +170,7 @@ lesson.save(figure, "Scale of GELU's output and gradient over its multiplier α;
 # ## What would fool you
 #
 # dx comes out at 1.036: let a factor of its own bring it to 1. Finite differences and factors are as before, y and dx
-# have RMS 1: all checks above pass. But in a branch, where the gradient also goes past the op, both ways now add up in a
+# have RMS 1: all checks above pass. But in a branch, where the gradient also goes past the op, both now add up in a
 # wrong proportion. The check that sees it is the cosine to the true gradient behind the branch: `gradcheck` takes it.
 
 # %%
