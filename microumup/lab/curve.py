@@ -12,7 +12,8 @@ from microumup.checkpoint import to_json
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
-from microumup.run_dir import load_config, read_metrics
+from microumup.run_config import load_config
+from microumup.run_dir import read_metrics
 
 Config = dict[str, Any]
 
