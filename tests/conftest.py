@@ -64,7 +64,7 @@ def half(tmp_path: Path, text: Path) -> Path:
 
 @pytest.fixture
 def graded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`graded("02")`: what the grader of exercise 02 says of the shipped solution; `graded("02", f)`: of the function f.
+    """`graded("02")`: what the grader of exercise 02 says of the shipped solution; `graded("02", f)`: of f.
 
     Empty when it has nothing to say, which is to pass.
     """
