@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ class Chaos:
 
     def prepare(self) -> None:
         """The text, and of each kind of run one that is finished and one that was cut off at step 13 of 24."""
-        for module, _ in COMMANDS.values():
-            import_module(module)  # once, not in each child
+        peers = ("torch", "unit_scaling") if find_spec("torch") else ()  # an import that is cut ends the process
+        for module in (*(module for module, _ in COMMANDS.values()), *peers):
+            with contextlib.suppress(ImportError):
+                import_module(module)  # once, not in each child
         words = random.Random(7).choices(
             ["people", "states", "of", "the", "united", "congress", "naïve", "law"], k=4000
         )
