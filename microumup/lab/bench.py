@@ -59,8 +59,6 @@ FP8_SHAPES: Sequence[Shape] = (
 
 
 # ---- Programs: each a function that takes a whole training step on one and the same batch ----
-
-
 def new_program(name: str, shape: Shape, threads: int) -> Program:
     """Our step in the scheme `name`, or that of the peer `name`, whose AdamW is fused if FUSED stands behind it."""
     peer = name.removesuffix(FUSED)
@@ -109,8 +107,6 @@ def disagreement(ours: tuple[float, dict[str, Array]], theirs: tuple[float, dict
 
 
 # ---- Time and memory ----
-
-
 def take_turns(
     programs: dict[str, Program], rounds: int, *, progress: bool = False, what: str = ""
 ) -> dict[str, Array]:
@@ -161,8 +157,6 @@ def _kib(key: str) -> int:
 
 
 # ---- What is measured, as `--json` puts it out ----
-
-
 class Disagreement(Exception):
     """A peer computes something else than we do."""
 
@@ -250,8 +244,6 @@ def fp8_programs() -> Iterator[tuple[str, Program, Program]]:
 
 
 # ---- The command ----
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command `bench`."""
     parser = cli.Parser("bench", f"{__doc__}\nEnds with 1 when a peer computes something else.")

@@ -163,7 +163,7 @@ def run(job: tuple[ModelConfig, int], *, steps: int, batch_size: int, lr: float)
     (c, seed), seen = job, []
     params = init_params(c, seed)
     tokens, targets = np.random.default_rng(seed).integers(c.vocab_size, size=(2, batch_size, c.seq_len))
-    numbers, w_start = plan(c, tokens.size), {name: w.copy() for name, w in params.items()}
+    numbers = plan(c, tokens.size)
     optimizer = AdamW(params, {name: w.C for name, w in numbers.weights.items()}, lr=lr)
     for step in range(steps + 1):
         leaves = {name: Tensor(w, name) for name, w in params.items()}
@@ -171,7 +171,7 @@ def run(job: tuple[ModelConfig, int], *, steps: int, batch_size: int, lr: float)
         ops = named_ops(out)
         now = activations(ops)
         if step == 0:
-            start = now
+            start, w_start = now, {op.weight.name: op.weight.data.copy() for op in ops if op.weight}
             seen.append(_sizes("init", now))
         else:
             changes = {name: [a - b for a, b in zip(now[name], start[name], strict=True)] for name in now}

@@ -45,7 +45,6 @@ def planted(mistake: Mistake) -> Iterator[None]:
 
 
 # ---- What they are made of ----
-
 UMUP = SCHEMES["umup"]
 
 
@@ -76,11 +75,6 @@ def fans_swapped(*rules: str) -> list[Swap]:
         given = {name: rule for name in rules if (rule := getattr(cell, name))}
         cells[type] = cell._replace(**{name: swapped(rule) for name, rule in given.items()})
     return row(**cells)
-
-
-def eq_22_as_printed(L: int, base_L: int, alpha_res: float, ratio: float) -> list[tuple[float, float]]:
-    """(a, b) of every branch, from a τ without squares and with L^-1/2 outside."""
-    return residual_multipliers(taus_as_printed(L, alpha_res, ratio))
 
 
 class Tied(Tensor):
@@ -123,7 +117,6 @@ attention_of_its_length.__name__ = "attention"  # the pair it runs is attention'
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
 # ---- The zoo ----
-
 ZOO = {
     "nothing": Mistake("umup as it is", "", []),
     "hidden-lr-inverse": Mistake(
@@ -157,7 +150,8 @@ ZOO = {
         "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "",
         "a move along the abc-symmetry, which then changes the training"),
     "eq-22-printed": Mistake(
-        "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(multipliers=eq_22_as_printed)), "",
+        "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(  # no squares, L^-1/2 outside
+            multipliers=lambda L, base_L, *alphas: residual_multipliers(taus_as_printed(L, *alphas)))), "",
         "σ of all branches over that of the embedding, which is α_res no more; and Lemma C.1, which fails"),
     "residual-twice": Mistake(
         "a twice, forward and backward", "once: eq. (17)",

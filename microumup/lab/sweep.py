@@ -54,8 +54,6 @@ class Crashed(Exception):
 
 
 # ---- One run ----
-
-
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The options of a run as JSON has them. It has one thread: there are as many runs at once as there are cores."""
     options = asdict(config) | {"threads": 1}
@@ -128,8 +126,6 @@ def run(job: Job, device: str = "cpu") -> Record:
 
 
 # ---- All runs ----
-
-
 def sweep(
     jobs: Sequence[Job], out: Path, *, workers: int, cluster: str | None = None, device: str = "cpu",
     progress: bool = True, retries: int = 2,
@@ -192,8 +188,6 @@ def task(id: str, job: Job, device: str) -> Record:
 
 
 # ---- What is kept ----
-
-
 def check_out(out: Path) -> None:
     """Raise ValueError when `out` is neither new, nor empty, nor a sweep's."""
     empty = not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
@@ -230,7 +224,6 @@ def row(record: Record, columns: Sequence[str]) -> list[Any]:
 
 
 # ---- What a run costs ----
-
 SHAPE = ("width", "layers", "head_dim", "seq_len", "vocab_size", "batch_size", "fp8", "optimizer")
 SAMPLE = 1e10  # FLOPs of a step that is timed, at most: a fraction of a second
 VALIDATION = 32 / 3  # steps that cost as much: 32 batches, forward only
@@ -266,8 +259,6 @@ def _step_seconds(shape: TrainConfig) -> float:
 
 
 # ---- The command ----
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command `sweep`."""
     parser = cli.Parser(

@@ -32,9 +32,8 @@ from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.lab.sweep import Job, run
 from microumup.lab.workers import run_all
 
+
 # ---- The checks: each finds something to say about a mistake, or nothing ----
-
-
 def furthest(off: Sequence[tuple[float, str]]) -> str:
     """Finding of a check: the words on what is furthest off, and of how many. Nothing where nothing is."""
     return f"{max(off, key=itemgetter(0))[1]}, furthest off of {len(off)}" if off else ""
@@ -66,10 +65,8 @@ def by_coord(mistake: Mistake) -> str:
     with planted(mistake):
         over = [coordcheck(config, widths=(64, 256), heads=4, steps=2), coordcheck(config, depths=(2, 16), steps=2)]
     for axis, r in [(report.axis, r) for report in over for r in report.failed]:
-        low, high = r.expected
         expected = " … ".join(f"{slope:g}" for slope in dict.fromkeys(r.expected))
-        words = f"{r.measure} of {r.tensor} as {axis}^{round(r.slope, 2) + 0:.2f}, not {expected}"
-        off.append((max(r.slope - high, low - r.slope), words))
+        off.append((r.off, f"{r.measure} of {r.tensor} as {axis}^{round(r.slope, 2) + 0:.2f}, not {expected}"))
     return furthest(off)
 
 
@@ -111,7 +108,6 @@ def by_transfer(found: Sequence[tuple[float, float]], healthy: Sequence[tuple[fl
 
 
 # ---- The command ----
-
 CHECKS = {"gradcheck": by_gradcheck, "scale": by_scale, "coord": by_coord}
 ALL_CHECKS = (*CHECKS, "transfer")
 Look = tuple[str, str, int]  # a mistake, a check, and the width where it is transfer
