@@ -48,18 +48,10 @@ from microumup.plan import Plan, gradient_constants, plan
 Moments = dict[str, Arrays]  # by "m" and "v"
 
 
-class Moved(NamedTuple):
-    """A checkpoint in another scheme, and a sentence for each thing that training on from it will not keep."""
-
-    params: Arrays
-    moments: Moments
-    changes: list[str]
-
-
-def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
+def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> tuple[Arrays, Moments]:
     """Weights and moments of `source` as those of `target`; the number of updates stays what it is.
 
-    `moments` are AdamW's, or none of SGD. Where `changes` is empty Adam stays on its trajectory at ε = 0, with weight
+    `moments` are AdamW's, or none of SGD. Where `changes` finds none Adam stays on its trajectory at ε = 0, with weight
     decay that is independent of C. SGD, which has no C, does with the gradient constants of `target` over θ². Raises
     ValueError where source and target cannot be the same network, or cast to FP8, through which no factor passes
     unchanged.
@@ -76,7 +68,7 @@ def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
     of_g = {name: moved_c[name] / c[name] / theta[name] for name in theta}
     power = {"m": 1, "v": 2}
     moved = {k: {name: a * of_g[name] ** power[k] for name, a in arrays.items()} for k, arrays in moments.items()}
-    return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
+    return {name: w * theta[name] for name, w in params.items()}, moved
 
 
 def weight_factors(source: Plan, target: Plan) -> Factors:
@@ -211,9 +203,9 @@ def measure(link: Link, source: Plan, target: Plan, *, steps: int = 30, seed: in
     train(source, half, batches[:steps])
 
     def differences(moved_C: Factors, eps: float = 0.0) -> Array:
-        here, moved = deepcopy(half), move(half.params, half.moments, source, target)
-        there = AdamW(moved.params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
-        there.moments, there.updates = moved.moments, half.updates
+        here, (params, moments) = deepcopy(half), move(half.params, half.moments, source, target)
+        there = AdamW(params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
+        there.moments, there.updates = moments, half.updates
         here.eps = eps
         return np.abs(train(target, there, batches[steps:]) - train(source, here, batches[steps:]))
 
@@ -255,8 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("chain", __doc__ or "")
     words = {f.name: f.metadata["help"] for f in fields(ModelConfig) if f.name in SIZES}
     for name, text in (words | {"steps": "updates before the move, and again after it"}).items():
-        described = f"{text} (default: %(default)s)"
-        parser.add_argument(option_name(name), type=whole, metavar="N", help=described)
+        parser.add_argument(option_name(name), type=whole, metavar="N", help=f"{text} (default: %(default)s)")
     parser.set_defaults(**SIZES, steps=30)
     shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)
@@ -285,6 +276,5 @@ def _print(found: dict[str, Any], echo: Callable[..., None]) -> None:
     measured = ", ".join(f"{worst:.1e} at ε = {eps}" for eps, worst in found["losses"].items())
     echo(f"    losses differ by {found['forward']:.1e} after the move; along training by {measured}, "
          f"{found['with_needed_C']:.1e} with C = θ C")  # fmt: skip
-    echo(f"    {'ok' if found['passed'] else 'FAIL'}  {found['verdict']}" + ", because" * bool(found["changes"]))
-    for change in found["changes"]:
-        echo(f"        {change}")
+    verdict = f"    {'ok' if found['passed'] else 'FAIL'}  {found['verdict']}" + ", because" * bool(found["changes"])
+    echo("\n        ".join([verdict, *found["changes"]]))
