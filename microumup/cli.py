@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from microumup.checkpoint import to_json
 from microumup.config import option_name
 from microumup.parametrization import ALIASES
 
@@ -51,6 +52,10 @@ class Parser(argparse.ArgumentParser):
             option = message.partition(":")[0].partition("/")[0]
             message += f"; if it begins with a -, write {option}=-…"
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def complain(self, message: str) -> None:
+        """Say on stderr, in a line, what went wrong."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
 
 
 class _HelpAll(argparse.Action):
@@ -156,6 +161,12 @@ def given(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The fields of `config` that were given on the command line."""
     names = {field.name for field in fields(config)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in vars(args).items() if name in names}
+
+
+def json_line(args: argparse.Namespace, content: object) -> None:
+    """Print `content` as a line of JSON, where --json asks for it."""
+    if args.json:
+        print(to_json(content))
 
 
 def say(quiet: bool) -> Callable[..., None]:

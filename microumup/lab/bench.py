@@ -11,7 +11,6 @@ to the faster.
     D   width 256, sequences of 256, 4 in a batch, 32,000 tokens
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,7 +24,6 @@ import numpy as np
 
 from microumup import cli, fused
 from microumup.backend import Array
-from microumup.checkpoint import to_json
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
@@ -280,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 b = bench(name, peers, args.threads, args.rounds, progress=progress)
             except Disagreement as error:
-                print(f"microumup bench: config {name}: {error}", file=sys.stderr)
+                parser.complain(f"config {name}: {error}")
                 return 1
             benches.append(b)
             say(bench_table(b))
@@ -295,8 +293,7 @@ def main(argv: list[str] | None = None) -> int:
             found["widths"] = by_width(args.threads, args.rounds, progress=progress)
             steps = (f"{ms:.1f} ms" for ms in found["widths"].values())
             say("\n" + text_table([["width", *found["widths"]], ["step", *steps]], "<" + ">" * len(WIDTHS)))
-    if args.json:
-        print(to_json(found))
+    cli.json_line(args, found)
     return 0
 
 

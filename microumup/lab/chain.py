@@ -23,7 +23,6 @@ So the map is exact from any row to any other. What it cannot carry over, and `c
 row is not θ C, and where a fresh weight there is not θ times one here. What all C have in common is a matter of η.
 """
 
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields
@@ -35,8 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
-from microumup.checkpoint import to_json
-from microumup.cli import Parser, bad_input, say, shared, whole
+from microumup.cli import Parser, bad_input, json_line, say, shared, whole
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
@@ -259,9 +257,8 @@ def main(argv: list[str] | None = None) -> int:
         found.append(measure(link, *pair, steps=args.steps, seed=args.seed))
         _print(found[-1], say(args.quiet))
     if failed := [f"{f['source']} -> {f['target']}" for f in found if not f["passed"]]:
-        print(f"microumup chain: not what the row says: {', '.join(failed)}", file=sys.stderr)
-    if args.json:
-        print(to_json({"passed": not failed, "steps": found}))
+        parser.complain(f"not what the row says: {', '.join(failed)}")
+    json_line(args, {"passed": not failed, "steps": found})
     return 1 if failed else 0
 
 

@@ -45,7 +45,6 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
@@ -350,8 +349,7 @@ def main(argv: list[str] | None = None) -> int:
         with cli.bad_input(parser):
             plot(args.plot, report)
         say(f"drawn to {args.plot}")
-    if args.json:
-        print(to_json({"passed": report.passed} | report._asdict() | {"reading": reading(report)}))
+    cli.json_line(args, {"passed": report.passed} | report._asdict() | {"reading": reading(report)})
     return 0 if report.passed else 1
 
 

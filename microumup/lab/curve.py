@@ -8,7 +8,6 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.checkpoint import to_json
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
@@ -119,10 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         say(f"entropy of a byte given the {order} before it: {entropy:.3f}")
     if not entropies:
         say("no entropies beside them: they are known where all runs are on the corpus sotu, in bytes")
-    if args.json:
-        points = {curve.label: curve.losses.tolist() for curve in curves}
-        first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
-        print(to_json({"curves": points, "first_step": first, "entropies": entropies}))
+    points = {curve.label: curve.losses.tolist() for curve in curves}
+    first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
+    cli.json_line(args, {"curves": points, "first_step": first, "entropies": entropies})
     return 0
 
 

@@ -10,7 +10,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 from microumup import cli
-from microumup.checkpoint import to_json
 from microumup.config import PRESETS, TrainConfig
 from microumup.lab.tables import text_table
 from microumup.multipliers import attention_sigma, gated_silu_sigma
@@ -209,6 +208,5 @@ def main(argv: list[str] | None = None) -> int:
         config = TrainConfig(**PRESETS[args.preset] | cli.given(args, TrainConfig))
     ledger = explain(config)
     cli.say(args.quiet)(report(config, ledger).rstrip())
-    if args.json:
-        print(to_json(ledger))
+    cli.json_line(args, ledger)
     return 0

@@ -15,7 +15,6 @@ mends: the cosine to the true gradient falls below 1.
 For an implementation of your own there are `check_pair`, `check_factors` and `check_model`.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,8 +27,7 @@ import numpy as np
 
 from microumup import fused, ops
 from microumup.backend import Array
-from microumup.checkpoint import to_json
-from microumup.cli import Parser, bad_input, say, shared
+from microumup.cli import Parser, bad_input, json_line, say, shared
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
 from microumup.lab.workers import bar
@@ -229,9 +227,8 @@ def main(argv: list[str] | None = None) -> int:
     failed = [r.name for r in results if not r.passed]
     _print_table(results, say(args.quiet), verbose=args.verbose)
     if failed:
-        print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
-    if args.json:
-        print(to_json({"passed": not failed, "checks": results}))
+        parser.complain(f"{len(failed)} checks failed: {', '.join(failed)}")
+    json_line(args, {"passed": not failed, "checks": results})
     return 1 if failed else 0
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
-from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
@@ -137,9 +136,8 @@ def main(argv: list[str] | None = None) -> int:
             rms = {step: {name: r.rms for name, r in ranges.items()} for step, ranges in logged.items()}
             plot(args.plot, rms, title)
         say(f"\ndrawn to {args.plot}")
-    if args.json:
-        formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
-        print(to_json({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
+    formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
+    cli.json_line(args, {"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {}))
     return 0
 
 

@@ -6,7 +6,6 @@ there is never trained again, whoever was killed. A run that diverges is a resul
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -317,8 +316,7 @@ def main(argv: list[str] | None = None) -> int:
         at_most = "at most " if args.independent else ""  # the best lr is not known, so not what is done at it either
         say(f"{at_most}{runs} runs, {done} of them done; the rest takes about {show_time(seconds)} of CPU time, "
             f"{show_time(seconds / args.workers)} with {args.workers} workers")  # fmt: skip
-        if args.json:
-            print(checkpoint.to_json({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
+        cli.json_line(args, {"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)})
         return 0
 
     def train_all(configs: list[TrainConfig]) -> list[Record]:
@@ -339,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         crashed = crash.errors
     except KeyboardInterrupt:
         done = len(load_results(args.out).keys() - before.keys())
-        print(f"microumup sweep: interrupted; {done} more runs are done, the same command goes on", file=sys.stderr)
+        parser.complain(f"interrupted; {done} more runs are done, the same command goes on")
         return 130
     kept = {} if args.independent else load_results(args.out)
     found = search.ranked([kept[id] for id in unique if id in kept], names)
@@ -349,12 +347,11 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{search.account(stages)}\n")
     say(f"every run: {args.out / 'table.csv'}")
     for id, error in crashed.items():
-        print(f"microumup sweep: run {id} crashed: {error}", file=sys.stderr)
-    if args.json:
-        print(checkpoint.to_json({
-            "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
-            "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
-        }))  # fmt: skip
+        parser.complain(f"run {id} crashed: {error}")
+    cli.json_line(args, {
+        "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
+        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
+    })  # fmt: skip
     return 1 if crashed else 0
 
 

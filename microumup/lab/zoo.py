@@ -11,7 +11,6 @@ Four checks look at a model with a mistake planted in it, each from another side
 Transfer takes minutes and is run when asked for. The table is held against what is known of every mistake.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from microumup import cli
-from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, TrainConfig, check_least
 from microumup.lab import gradcheck
 from microumup.lab.coordcheck import coordcheck
@@ -189,7 +187,6 @@ def main(argv: list[str] | None = None) -> int:
     findings = examine(args.names or ZOO, checks, workers=args.workers, progress=not args.quiet)
     say(table(findings))
     if wrong := unexpected(findings):
-        print(f"microumup zoo: not as expected: {'; '.join(wrong)}", file=sys.stderr)
-    if args.json:
-        print(to_json({"passed": not wrong, "found": findings}))
+        parser.complain(f"not as expected: {'; '.join(wrong)}")
+    cli.json_line(args, {"passed": not wrong, "found": findings})
     return 1 if wrong else 0
