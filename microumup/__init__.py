@@ -18,12 +18,14 @@ CHAPTERS = (
 )  # fmt: skip
 APPENDICES = {
     "checks": "checks of the ops' arguments",
+    "limits": "what an option may be, and what there is memory for",
     "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
     "fused": "some pairs of ops.py once more, faster on a CPU",
     "corpora": "where texts come from; BPE tokens",
     "checkpoint": "files that are whole or not there, and know when they were changed",
     "diverged": "the end of a run whose numbers are none any more",
     "stop": "Ctrl-C as a wish to stop",
+    "run_config": "config.json, of older versions too",
     "run_dir": "what a run leaves behind, and how it goes on from there",
     "ranges": "how the operands of every linear lie in FP8's range",
     "generate": "text from a trained model",

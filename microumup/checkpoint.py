@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
+from importlib import import_module
 from io import FileIO
 from itertools import count
 from math import isfinite, prod
@@ -26,6 +27,11 @@ from safetensors.numpy import save_file
 
 from microumup.backend import Array, to_host
 from microumup.fp8 import Format
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl, msvcrt = None, import_module("msvcrt")  # type: ignore[assignment]
 
 LARGEST_RECORD = 1 << 26  # bytes of a JSON file that is read, 64 MiB: no more memory than that for a file gone wrong
 LARGEST_LOG = 1 << 32  # of one that has a line a step: ten million steps
@@ -72,16 +78,29 @@ def new_directory(path: Path) -> Path:
     return new
 
 
-def lock(directory: Path) -> Any:
-    """A lock on a directory, until it is released or this process ends. Raises ValueError when another has it."""
-    from filelock import FileLock, Timeout  # takes 50 ms, which only those who write should wait for
+class Lock:
+    """A lock on a directory until it is released, or this process ends, however it does.
 
-    held = FileLock(directory / ".lock", timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        raise ValueError(f"{directory}: another process is writing here; wait for it, or name another") from None
-    return held
+    Raises ValueError when another process has it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = (directory / ".lock").open("ab")
+        try:
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                note(f"{directory}: its file system has no locks ({error.strerror}); see that nobody else writes here")
+                return
+            self.release()
+            raise ValueError(f"{directory}: another process is writing here; wait for it, or name another") from None
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._file.close()
 
 
 # ---- Records ----
@@ -94,12 +113,14 @@ def to_json(content: object, indent: int | None = None) -> str:
 
 
 def _plain(x: Any) -> Any:
+    if type(x) in (str, int, bool) or (type(x) is float and isfinite(x)):  # most of what there is
+        return x
     if isinstance(x, Format):
         return x.name
     x = x.item() if isinstance(x, np.generic) else vars(x) if is_dataclass(x) else x
     x = x._asdict() if hasattr(x, "_asdict") else x
     if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
+        return {str(key): _plain(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
         return [_plain(value) for value in x]
     return None if isinstance(x, float) and not isfinite(x) else x
@@ -111,7 +132,7 @@ def sealed(record: Mapping[str, Any], owner: str = "") -> dict[str, Any]:
 
 
 def _crc32(record: Mapping[str, Any], owner: str) -> str:
-    canonical = json.dumps(json.loads(to_json(record)), sort_keys=True)  # as it will be read
+    canonical = json.dumps(_plain(record), sort_keys=True)  # the same of what was written and of what is read
     return f"{crc32((owner + canonical).encode()):08x}"
 
 

@@ -82,7 +82,10 @@ def number(text: str) -> float:
     """`1.5`, `2^1.5` or `2**-7`."""
     base, power, exponent = text.replace("**", "^").partition("^")
     try:
-        return float(base) ** float(exponent) if power else float(base)
+        value = float(base) ** float(exponent) if power else float(base)
+        if isinstance(value, float):  # a power of a negative number may be complex
+            return value
+        raise ValueError
     except (ValueError, OverflowError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 1.5, 2^1.5 or 2**-7") from None
 

@@ -5,28 +5,14 @@ can be wrong by raises a ValueError here, of one line that names the option and 
 asks again.
 """
 
-import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
+from microumup import limits
 from microumup.fp8 import parse_recipe
 from microumup.parametrization import SCHEMES, Scheme, without_embedding_lr_rule
 
 DECAYS = ("independent", "fully-independent", "coupled")  # readings of weight decay; `optim.py` has their formulas
-
-
-LARGEST = {  # whole numbers, past which nothing can be meant
-    "width": 2**20, "base_width": 2**20, "layers": 10_000, "base_layers": 10_000, "head_dim": 2**20, "seq_len": 2**24,
-    "vocab_size": 2**24, "batch_size": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
-}  # fmt: skip
-USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
-SHARES = ("warmup", "weight_decay")
-RANGES = {
-    "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9),
-    "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "lr": (1e-45, 1e45), "loss_scale": (1e-30, 1e30),
-}  # fmt: skip
 
 
 def option(default: object, help: str, *, common: bool = False) -> Any:
@@ -61,21 +47,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, plain(f.name, f.type, getattr(self, f.name)))
+            object.__setattr__(self, f.name, limits.plain(f.name, f.type, getattr(self, f.name)))
         if self.scheme not in SCHEMES:
             raise ValueError(f"--scheme: {self.scheme!r} is unknown; choose from {', '.join(SCHEMES)}")
-        smallest = {"vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0}
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int:
-                check_least(self, **{f.name: smallest.get(f.name, 1)})
-                if value > LARGEST[f.name]:
-                    raise ValueError(f"{option_name(f.name)}: {value} is too large; the most is {LARGEST[f.name]}")
-            if isinstance(value, float):
-                low, high = RANGES.get(f.name, USUAL)
-                if not low <= value <= high:
-                    share = "no share; use" if f.name in SHARES else "not a positive finite number of"
-                    raise ValueError(f"{option_name(f.name)}: {value} is {share} {low:g} to {high:g}")
+            limits.check_range(f.name, getattr(self, f.name))
         if self.head_dim % 2:
             raise ValueError(f"--head-dim: {self.head_dim} is odd; RoPE turns pairs of elements, use an even number")
         if self.width % self.head_dim:
@@ -107,30 +83,6 @@ class ModelConfig:
 def option_name(field: str) -> str:
     """`alpha_res` -> `--alpha-res`."""
     return "--" + field.replace("_", "-")
-
-
-def plain(name: str, kind: Any, value: Any) -> Any:
-    """The value of an option as Python's own type, whatever number of NumPy it was. Raises ValueError for another kind
-    of value: what is no number, has a fraction or an imaginary part where none can be, is no text or no switch."""
-    try:
-        if kind is bool and not isinstance(value, (bool, np.bool)):
-            raise TypeError
-        if kind is int and isinstance(value, (bool, np.bool)):
-            raise TypeError
-        if kind in (str, tuple[str, ...]):
-            texts = (value,) if kind is str else value
-            if not isinstance(texts, tuple) or any(not isinstance(text, str) for text in texts):
-                raise TypeError
-            return value
-        if kind in (float, float | None):
-            if np.iscomplexobj(value):  # which numpy would make real with a warning
-                raise TypeError
-            return value if value is None and kind is not float else float(operator.pos(value))
-        return bool(value) if kind is bool else operator.index(value)
-    except (TypeError, ValueError, OverflowError):
-        kinds = {bool: "a switch, True or False", int: "a whole number", str: "a text", float: "a number"}
-        what = kinds.get(kind, "a number" if kind == float | None else "a tuple of texts")
-        raise ValueError(f"{option_name(name)}: {str(value)[:80]!r} is not {what}") from None
 
 
 def check_least(options: object, **least: float) -> None:

@@ -141,13 +141,15 @@ def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array,
                 f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror or error}); set it to another"
             ) from error
     try:
-        for name, (size, sha256) in checkpoint.read_record(folder / "sums.json").items():
+        sums = checkpoint.read_record(folder / "sums.json")
+        for name in ("tokenizer.json", "train.npy", "valid.npy"):
+            size, sha256 = sums[name]
             found = (folder / name).stat()  # whose size is known before anything is read
             if not S_ISREG(found.st_mode) or found.st_size != size or _sha256(folder / name) != sha256:
                 raise ValueError(f"{name} is another")
         splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
         return splits[0], splits[1], load_bpe(folder / "tokenizer.json")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(
             f"{folder} is damaged ({checkpoint.one_line(error)}); delete it, it is made again from the text"
         ) from None

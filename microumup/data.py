@@ -117,19 +117,20 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     """
     if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
         raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
-    option, sources = f"--corpus {name}", tuple[corpora.Source, ...]()
+    option = f"--corpus {name}"
     if text:
         option, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
         texts = [corpora.read_text(path) for path in text]
         sources = tuple(map(corpora.source, text, texts))
         train, valid = corpora.split(b"\n\n".join(texts))
     elif name == "sotu":
-        train, valid = corpora.split(corpora.read_sotu())
+        train, valid = corpora.split(content := corpora.read_sotu())
+        sources = (corpora.Source(name, len(content), corpora.SOTU_SHA256),)
     elif name == "wikitext-103":
         train, valid = corpora.read_wikitext("train"), corpora.read_wikitext("validation")
+        sources = tuple(corpora.Source(file, 0, sha256) for file, sha256 in corpora.WIKITEXT_SHA256.items())
     else:
         raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
-    sources = sources or (corpora.source(f"{name}, training", train), corpora.source(f"{name}, validation", valid))
 
     if vocab_size == BYTES:
         splits = np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8), ByteTokenizer()
@@ -137,8 +138,6 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     else:
         corpus = Corpus(name, *corpora.tokenize(train, valid, vocab_size), sources)
     if (shortest := min(len(corpus.train), len(corpus.valid))) <= seq_len:
-        raise ValueError(
-            f"{option}: too short, the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = "
-            f"{seq_len + 1}; give a longer text or a smaller --seq-len"
-        )
+        found = f"the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = {seq_len + 1}"
+        raise ValueError(f"{option}: too short, {found}; give a longer text or a smaller --seq-len")
     return corpus

@@ -110,21 +110,15 @@ MUP = Scheme(
     input=Cell(init_std=lambda s: s.sigma_init, A=lambda s: s.alpha_emb, C=one),
     output=Cell(init_std=lambda s: s.sigma_init * s.base_fan_in**-0.5, A=lambda s: s.base_fan_in / s.fan_in, C=one),
     hidden=Cell(init_std=lambda s: s.sigma_init * s.fan_in**-0.5, A=one, C=lambda s: s.base_fan_in / s.fan_in),
-    residual=Residual(
-        lambda L, base_L, res, ratio: [(sqrt(base_L / L), 1.0)] * L, C=lambda s: sqrt(s.base_depth / s.depth)
-    ),
+    residual=Residual(lambda L, base, *_: [(sqrt(base / L), 1.0)] * L, C=lambda s: sqrt(s.base_depth / s.depth)),
     score_scale=lambda K: 1 / K, factors=Plain, typical_lr=2**-7.5, hyperparameters=MUP_HYPERPARAMETERS,
 )  # fmt: skip
 MUP_TABLE2 = MUP._replace(
     input=Cell(init_std=one, A=lambda s: s.sigma_init * s.alpha_emb, C=lambda s: 1 / s.sigma_init),
-    output=Cell(
-        init_std=one, A=lambda s: s.sigma_init * s.base_fan_in**0.5 / s.fan_in,
-        C=lambda s: s.base_fan_in**0.5 / s.sigma_init,
-    ),
-    hidden=Cell(
-        init_std=one, A=lambda s: s.sigma_init * s.fan_in**-0.5,
-        C=lambda s: s.base_fan_in * s.fan_in**-0.5 / s.sigma_init,
-    ),
+    output=Cell(init_std=one, A=lambda s: s.sigma_init * s.base_fan_in**0.5 / s.fan_in,
+                C=lambda s: s.base_fan_in**0.5 / s.sigma_init),
+    hidden=Cell(init_std=one, A=lambda s: s.sigma_init * s.fan_in**-0.5,
+                C=lambda s: s.base_fan_in * s.fan_in**-0.5 / s.sigma_init),
 )  # fmt: skip
 MUP_TABLE3 = MUP._replace(
     input=Cell(init_std=one, A=lambda s: s.alpha_emb, C=one),

@@ -11,8 +11,7 @@ Legend: D width, F FFN dim, V vocabulary, K head dim, b tokens in a batch, L res
 
 from typing import NamedTuple
 
-from microumup.config import ModelConfig, TrainConfig, option_name
-from microumup.cpu import available_memory
+from microumup.config import ModelConfig
 from microumup.fp8 import LinearFormats, parse_recipe
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import Shape, Weight, weight
@@ -82,24 +81,6 @@ def weights(config: ModelConfig) -> dict[str, Weight]:
     layer |= {"down": row("hidden", F, D, in_branch=True)}
     layers = {f"layer{l}.{name}": w for l in range(c.layers) for name, w in layer.items()}  # noqa: E741
     return {"embedding": row("input", V, D, in_branch=False), **layers, "head": row("output", D, V, in_branch=False)}
-
-
-def check_memory(config: TrainConfig) -> None:
-    """Raise ValueError, naming an option, for a training that this machine's memory cannot hold.
-
-    What it would need at least: weights, gradients and two moments, and for the backward pass what each layer keeps.
-    """
-    c, (D, F, T) = config, (config.width, config.ffn_dim, config.seq_len)
-    layer = 4 * D * D + 3 * D * F
-    kept = c.batch_size * T * (8 * D + 3 * F + D // c.head_dim * T // 2)
-    need, have = 16 * (2 * c.vocab_size * D + c.layers * layer) + 4 * c.layers * kept, available_memory()
-    if need > have:
-        sizes = ("width", "layers", "vocab_size", "seq_len", "batch_size")
-        largest = max(sizes, key=lambda name: getattr(c, name) / getattr(TrainConfig, name))
-        raise ValueError(
-            f"{option_name(largest)}: {getattr(c, largest):,} needs {need / 1e9:,.0f} GB of memory or more, and there "
-            f"are {have / 1e9:,.0f}; make it smaller"
-        )
 
 
 def gradient_constants(plan: Plan) -> dict[str, float]:

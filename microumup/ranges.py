@@ -16,7 +16,7 @@ from microumup.config import ModelConfig
 from microumup.engine import Tensor, tape
 from microumup.fp8 import TENSORS, Format, LinearFormats, parse_recipe, quantize
 from microumup.ops import cross_entropy_backward, cross_entropy_forward, linear_forward
-from microumup.run_dir import identity
+from microumup.run_config import identity
 
 
 class Range(NamedTuple):

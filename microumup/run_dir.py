@@ -17,41 +17,17 @@ from datetime import datetime
 from io import FileIO
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from microumup import __version__, checkpoint, corpora
-from microumup.config import ModelConfig, TrainConfig, option_name
+from microumup.config import ModelConfig, TrainConfig
 from microumup.cpu import Arrays
 from microumup.data import BYTES, ByteTokenizer, Corpus, Tokenizer
 from microumup.plan import weights
+from microumup.run_config import RETIRED, Command, identity, read_config, unfinished
 from microumup.stop import Stop
 
-ADDED = ("decay", "loss_scale", "threads")  # options that the first configs lack; their defaults are what was done
-
-
 FILES = ("checkpoint.safetensors", "metrics.jsonl", "scales.jsonl")
-
-
-class Command(NamedTuple):
-    """Options of the command `train` that are not a config's; a run that is resumed keeps them."""
-
-    save_every: int = 10**9  # steps between two checkpoints, where the minutes are not sooner
-    save_minutes: float = 5.0  # between two checkpoints at most, which bounds what a run can lose
-    log_scales: int = 0  # steps between two looks at the ranges; 0: none
-
-
-RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
-
-
-def without_retired(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a config that an older version may have written, without those that are no more.
-
-    Raises ValueError where one of these has another value than the only one that ever ran.
-    """
-    for name, only in RETIRED.items():
-        if name in options and options[name] != only:
-            raise ValueError(f"{option_name(name)}: {options[name]} cannot be loaded; the option was only ever {only}")
-    return {name: options[name] for name in options if name not in RETIRED}
 
 
 class RunDir:
@@ -70,7 +46,7 @@ class RunDir:
         self.id = ""  # the checksum of config.json
         self._logged: dict[Path, list[dict[str, Any]]] = {self.metrics: []}
         self._log: FileIO | None = None
-        self._lock = checkpoint.lock(path)
+        self._lock = checkpoint.Lock(path)
 
     @classmethod
     def create(cls, out: Path | None, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> "RunDir":
@@ -221,47 +197,6 @@ def _check_corpus(run_dir: Path, corpus: Corpus, record: dict[str, Any]) -> None
 # ---- Reading ----
 
 
-def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
-    """Config and command of the run in a directory, and its record of texts. Raises ValueError where there is none.
-
-    An older version's config may lack what was ADDED since: the record says what is `assumed`. Nothing else that is
-    missing is ever taken for its default.
-    """
-    path = run_dir / "config.json"
-    if not path.exists():
-        raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
-    names = {f.name for f in fields(TrainConfig)}
-    try:
-        options = checkpoint.read_record(path)
-        id = checkpoint.sealed(options)["crc32"]
-        record = options.pop("run", {})
-        options = without_retired(options)
-        if wrong := sorted(options.keys() - names) or sorted(names - {*options, *(() if record else ADDED)}):
-            raise ValueError(f"{'unknown' if wrong[0] in options else 'missing'}: {', '.join(wrong)}")
-        config = TrainConfig(**options | {"text": tuple(options["text"])})
-        command = Command(*(record[name] for name in Command._fields)) if record else Command()
-    except (ValueError, KeyError, TypeError) as error:
-        what = checkpoint.one_line(error)
-        raise ValueError(f"{path} is not a config of microumup {__version__} ({what}); restore it") from None
-    if not record:
-        assumed = [f"{name} {getattr(config, name)}" for name in ADDED if name not in options]
-        record = {"assumed": f"{path} is of an older version; assumed: {', '.join([*assumed, 'texts as they were'])}"}
-    return config, command, record | {"id": id}
-
-
-def load_config(run_dir: Path) -> TrainConfig:
-    """The config of a run. Raises ValueError when there is none."""
-    return read_config(run_dir)[0]
-
-
-def unfinished(run_dir: Path) -> TrainConfig:
-    """The config of a run that has no result yet. Raises ValueError when it has."""
-    config = load_config(run_dir)
-    if (run_dir / "result.json").exists():
-        raise ValueError(f"--resume: the run in {run_dir} is finished; see its result.json")
-    return config
-
-
 def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays, dict[str, Any]]:
     """Arrays and info of a run's checkpoint. Raises ValueError unless they are of this config, with checksum `id`."""
     path, kinds = run_dir / "checkpoint.safetensors", ("params", "m", "v")[: 3 if config.optimizer == "adamw" else 1]
@@ -292,11 +227,6 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         if record["step"] != step or type(record.get("loss")) is not float:
             raise ValueError(f"{path}: line {step + 1} is not of step {step}; restore it, or cut it and all behind it")
     return records
-
-
-def identity(run_dir: Path) -> str:
-    """The checksum of the config in a run directory, which goes into that of each of its lines; "" without a config."""
-    return str(read_config(run_dir)[2]["id"]) if (run_dir / "config.json").exists() else ""
 
 
 def load_tokenizer(run_dir: Path) -> Tokenizer:

@@ -16,9 +16,11 @@ from microumup.data import BYTES, Corpus, load_corpus
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate
-from microumup.plan import check_memory, weights
+from microumup.limits import check_memory
+from microumup.plan import weights
 from microumup.ranges import casts_or_fp8, log_scales
-from microumup.run_dir import Command, RunDir, unfinished
+from microumup.run_config import Command, unfinished
+from microumup.run_dir import RunDir
 from microumup.trainer import train
 
 WORK_PER_THREAD = 1 << 15  # tokens · width: 512 tokens at width 64; with less, threads wait for the interpreter
@@ -89,8 +91,6 @@ def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
     other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
     if given := [*cli.given(args, TrainConfig), *other]:
         raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
-    if not (args.resume / "config.json").exists():
-        raise ValueError(f"--resume: {args.resume} holds no run, there is no config.json in it")
     run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run

@@ -15,12 +15,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from microumup import checkpoint, train
+from microumup.__main__ import COMMANDS
 from microumup.run_dir import read_metrics
 
 COLUMNS = ("tried", "kills", "refused", "resumed", "lost", "wrong", "tracebacks", "cut")
@@ -58,6 +60,8 @@ class Chaos:
 
     def prepare(self) -> None:
         """The text, and of each kind of run one that is finished and one that was cut off at step 13 of 24."""
+        for module, _ in COMMANDS.values():
+            import_module(module)  # once, not in each child
         words = random.Random(7).choices(
             ["people", "states", "of", "the", "united", "congress", "naïve", "law"], k=4000
         )
@@ -164,6 +168,25 @@ def end(pid: int, files: Path, seconds: float, kill: int = signal.SIGKILL) -> Ou
 
 def child(work: Callable[[], Any], seconds: float, kill: int = signal.SIGKILL, folder: Path | None = None) -> Outcome:
     return end(*begin(work, folder), seconds, kill)
+
+
+Found = list[tuple[str, str]]  # a column to count in, and in words what a fault is
+
+
+def both(chaos: Chaos, work: Callable[[int], Found], seconds: float, folder: Path | None = None) -> None:
+    """Count what two children find that work side by side, each from a seed of its own."""
+    seeds = [chaos.rng.randrange(1 << 30) for _ in range(2)]
+    children = [begin(lambda seed=seed: work(seed), folder) for seed in seeds]
+    for seed, each in zip(seeds, children, strict=True):
+        outcome = end(*each, seconds)
+        if outcome.value is None:
+            chaos.fault("tracebacks", f"seed {seed}: the child ended with {outcome.status}: {outcome.error[-2000:]}")
+        for column, what in outcome.value or ():
+            if what and column != "cut":
+                chaos.fault(column, what)
+            else:
+                chaos.count(column)
+                chaos.notes += [f"cut: {what}"] if what and chaos.keep else []
 
 
 @contextlib.contextmanager

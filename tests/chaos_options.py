@@ -7,27 +7,37 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from chaos_base import SIZES, Chaos, call, child
+from chaos_base import SIZES, Chaos, both, call
 
 from microumup import cli
 from microumup.__main__ import COMMANDS
 from microumup.lab import sweep
+from microumup.lab.workers import InThisProcess
 
 CASES = 50  # in a child
 SECONDS = 4.0  # for a case; what is cut was going to take longer, which is no fault
 
-NUMBERS = ["0", "1", "-1", "2", "3", "7", "8", "1e308", "-1e308", "nan", "inf", "-inf", "1e-320", "2^-3", "2^99999", "0^-1",
-           "-8^0.5", "1e999", "", " ", "x", "0x10", "1_000", "٣", "1+2j", "9" * 30, "9" * 5000, "65536", "4294967296",
-           "18446744073709551616", "0.5", "1e-9", "100000"]  # fmt: skip
-WORDS = ["", "x", "umup", "sp", "mup", "none", "fp8", "fp8-iclr", "fp8,head.x=e4m3", "fp8,=,", "adamw", "sgd", "coupled",
-         "sotu", "wikitext-103", "auto", "gpu", "cpu", "tiny", "paper", "-", "--", "-x", "µ", "\udcff", "a\nb", "a\0b", "on",
-         "%s", "{}", "A" * 5000]  # fmt: skip
-PATHS = ["", ".", "..", "/", "/no/such/place", "/dev/null", "/dev/full", "new", "new/er", "text.txt", "half", "whole", "sweep",
-         "µ.png", "figure.png", "figure.svg", "figure.xyz", "a\0b", "\udcff", "N" * 300, "text.txt/x", "latin.txt", "nul.txt",
-         "empty.txt"]  # fmt: skip
-GRIDS = ["lr=1,2", "lr=2^-2:2^2:2", "lr=1:2:1", "lr=1:2:0", "lr=2:1:+1", "lr=nan", "lr=", "=", "width=8,16", "width=1:99:+7",
-         "fp8=none,fp8", "seed=0,1", "lr=1:1e308:1.0000001", "text=text.txt", "text=half", "scheme=umup,sp", "steps=0", "x=1",
-         "lr=-1,1", "lr=inf", "layers=9999999999", "embedding-lr-rule=on,off,perhaps", "lr=1:2:2:3"]  # fmt: skip
+NUMBERS = [
+    "0", "1", "-1", "2", "3", "7", "8", "1e308", "-1e308", "nan", "inf", "-inf", "1e-320", "2^-3", "2^99999", "0^-1",
+    "-8^0.5", "1e999", "", " ", "x", "0x10", "1_000", "٣", "1+2j", "9" * 30, "9" * 5000, "65536", "4294967296",
+    "18446744073709551616", "0.5", "1e-9", "100000",
+]  # fmt: skip
+WORDS = [
+    "", "x", "umup", "sp", "mup", "none", "fp8", "fp8-iclr", "fp8,head.x=e4m3", "fp8,=,", "adamw", "sgd", "coupled",
+    "sotu", "wikitext-103", "auto", "gpu", "cpu", "tiny", "paper", "-", "--", "-x", "µ", "\udcff", "a\nb", "a\0b",
+    "on", "%s", "{}", "A" * 5000,
+]  # fmt: skip
+PATHS = [
+    "", ".", "..", "/", "/no/such/place", "/dev/null", "/dev/full", "new", "new/er", "text.txt", "half", "whole",
+    "sweep", "µ.png", "figure.png", "figure.svg", "figure.xyz", "a\0b", "\udcff", "N" * 300, "text.txt/x",
+    "latin.txt", "nul.txt", "empty.txt",
+]  # fmt: skip
+GRIDS = [
+    "lr=1,2", "lr=2^-2:2^2:2", "lr=1:2:1", "lr=1:2:0", "lr=2:1:+1", "lr=nan", "lr=", "=", "width=8,16",
+    "width=1:99:+7", "fp8=none,fp8", "seed=0,1", "lr=1:1e308:1.0000001", "text=text.txt", "text=half",
+    "scheme=umup,sp", "steps=0", "x=1", "lr=-1,1", "lr=inf", "layers=9999999999", "embedding-lr-rule=on,off,perhaps",
+    "lr=1:2:2:3",
+]  # fmt: skip
 
 # What keeps a command short where nothing else is drawn; what is drawn comes later and wins
 CHEAP = {
@@ -35,7 +45,7 @@ CHEAP = {
     "generate": ["half", "--tokens", "3"],
     "explain": SIZES[:-2],
     "scales": [*SIZES],
-    "coordcheck": ["--widths", "8,16", "--steps", "1", "--seeds", "1"],
+    "coordcheck": ["--widths", "8,16", "--steps", "1", "--seeds", "1", "--workers", "0"],
     "sweep": [*SIZES[:-2], "--steps", "2", "--text", "text.txt", "--grid", "lr=1,2", "--out", "swept"],
     "figures": ["--dry-run"],
     "curve": ["half"],
@@ -97,21 +107,11 @@ def options(chaos: Chaos) -> None:
     (folder / "empty.txt").touch()
     (folder / "half").symlink_to(chaos.pristine / "plain-half")
     (folder / "whole").symlink_to(chaos.pristine / "plain")
-    seed = chaos.rng.randrange(1 << 30)
-    outcome = child(lambda: batch(random.Random(seed)), CASES * (SECONDS + 2), folder=folder)
-    if outcome.value is None:
-        chaos.fault("tracebacks", f"options {seed}: the child ended with {outcome.status}: {outcome.error[-2000:]}")
-        return
-    for column, what in outcome.value:
-        if what and column != "cut":
-            chaos.fault(column, what)
-        else:
-            chaos.count(column)
-            chaos.notes += [f"cut: {what}"] if what and chaos.keep else []
+    both(chaos, lambda seed: batch(random.Random(seed)), CASES * (SECONDS + 2), folder)
 
 
 def batch(rng: random.Random) -> list[tuple[str, str]]:
-    sweep.new_seats = lambda workers, runs=1: [sweep.InThisProcess()]
+    sweep.new_seats = lambda workers, runs=1: [InThisProcess()]
     found: list[tuple[str, str]] = []
     names = [name for name in COMMANDS if name not in SLOW for _ in range(8)] + list(SLOW)
     kinds: dict[str, list[argparse.Action]] = {}

@@ -24,10 +24,8 @@ def until_finished(chaos: Chaos, run: Path, like: str, disturb: Callable[[list[s
             else chaos.options(run, bpe=like == "bpe")
         )
         chaos.count("tried")
-        if attempt == 11:
-            outcome = child(lambda argv=argv: train.main(argv), 60)
-        else:
-            outcome = disturb(argv)
+        last = attempt == 11
+        outcome = child(lambda argv=argv: train.main(argv), 60) if last else disturb(argv)
         chaos.tidy(outcome, f"{what}: {argv}")
         if (run / "result.json").exists() and (outcome.status == 0 or attempt == 11):
             break

@@ -18,18 +18,20 @@ RUNS = 6
 
 
 def command(chaos: Chaos, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "microumup", "sweep", *SIZES[:-2], "--steps", "150", "--grid", "lr=2^-2:2^0.5:2^0.5",
+    return [sys.executable, "-m", "microumup", "sweep", *SIZES[:-2], "--steps", "60", "--grid", "lr=2^-2:2^0.5:2^0.5",
             "--text", str(chaos.text), "--out", str(out), "--quiet", *more]  # fmt: skip
 
 
-def children_of(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
+    """Processes that a sweep trains in; not the one in which multiprocessing keeps its books."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
+            command = path.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == pid:
+        if int(fields[1]) == pid and b"spawn_main" in command:
             found.append(int(path.parent.name))
     return found
 
@@ -38,9 +40,10 @@ def kept(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("results/*.json")}
 
 
-def killed(chaos: Chaos, argv: list[str], out: Path, strike: Any, what: str) -> None:
+def killed(chaos: Chaos, argv: list[str], out: Path, strike: Any, what: str, ready: Any = lambda: None) -> None:
     """Begin the sweep again and again while `strike(process)` does it harm; then let it end, and look."""
     for attempt in range(4):
+        ready()
         before = kept(out)
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         chaos.count("tried")
@@ -88,7 +91,7 @@ def sweep_killed(chaos: Chaos) -> None:
         if how < 0.4:
             process.send_signal(chaos.rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         else:
-            for pid in children_of(process.pid):
+            for pid in workers_of(process.pid):
                 if chaos.rng.random() < 0.6:
                     try:
                         os.kill(pid, signal.SIGKILL)
@@ -123,25 +126,20 @@ def cluster_killed(chaos: Chaos) -> None:
     }  # fmt: skip
 
     def start() -> None:
-        for name, program in programs.items():
-            if name not in running or running[name].poll() is not None:
-                running[name] = subprocess.Popen([sys.executable, "-m", *program], **quiet)
+        gone = [name for name in programs if name not in running or running[name].poll() is not None]
+        for name in gone:
+            running[name] = subprocess.Popen([sys.executable, "-m", *programs[name]], **quiet)
+        time.sleep(3 if "scheduler" in gone else 0)
 
     def strike(process: subprocess.Popen[str]) -> None:
         name = chaos.rng.choice([*programs, "sweep"])
         (process if name == "sweep" else running[name]).kill()
         time.sleep(0.5)
-        if name != "scheduler":
+        if name.startswith("worker"):
             start()
 
     try:
-        start()
-        time.sleep(3)
-        argv = command(chaos, out, "--cluster", address, "--retries", "5")
-        original = subprocess.Popen
-
-        killed(chaos, ["sh", "-c", 'exec "$@"', "sh", *argv], out, lambda p: (strike(p), time.sleep(0.1)), "cluster")
-        assert original is subprocess.Popen
+        killed(chaos, command(chaos, out, "--cluster", address, "--retries", "5"), out, strike, "cluster", start)
     finally:
         for process in running.values():
             process.kill()

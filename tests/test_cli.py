@@ -48,11 +48,8 @@ def test_the_help_of_train_has_the_usual_options_and_names_the_rest(capsys: pyte
     assert re.match(r"\d+ more, explained by --help-all: --", last)
     named = last.partition(":")[2].replace(",", "").split()
     assert int(last.split()[0]) == len(named)
-    all_options = {option_name(field.name) for field in fields(TrainConfig)} | {
-        "--save-every",
-        "--save-minutes",
-        "--log-scales",
-    }
+    command = {"--save-every", "--save-minutes", "--log-scales"}
+    all_options = {option_name(field.name) for field in fields(TrainConfig)} | command
     assert set(named) == all_options - set(USUAL)
 
 
@@ -97,3 +94,16 @@ def test_the_help_has_the_default_that_the_command_has_set() -> None:
     assert "auto, cpu or gpu (default: cpu)" in parser.format_help()
     assert "of each point (default: 1)" in parser.format_help()
     assert vars(parser.parse_args([])) == {"device": "cpu", "seeds": 1}
+
+
+@pytest.mark.parametrize("name", ["sweep", "coordcheck", "fp8-gap"])
+def test_more_seeds_or_workers_than_can_be_are_refused(name: str, refused: Refused) -> None:
+    command = import_module(COMMANDS[name][0]).main
+    for option in ("--seeds", "--workers"):
+        assert f"{option}: 4,294,967,296 are too many; at most 10,000" in refused(command, [option, str(2**32)])
+
+
+@pytest.mark.parametrize("text", ["-8^0.5", "2^99999", "0^-1", "1+2j", "", "x"])
+def test_what_is_no_number_is_said_to_be_none(text: str, refused: Refused) -> None:
+    """A negative number to a broken power is complex, and went on as such."""
+    assert f"--lr: {text!r} is not a number" in refused(main, [f"--lr={text}"])

@@ -5,9 +5,17 @@ import os
 from pathlib import Path
 
 import pytest
-from test_corpora import SENTENCES, cache, load_text, tokenizers, write  # noqa: F401 - cache and tokenizers are fixtures
+from test_corpora import SENTENCES, load_text, write
 
 from microumup.data import load_corpus
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
+    monkeypatch.setenv("MICROUMUP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
 
 DAMAGES = {
     "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
@@ -25,7 +33,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["train.npy", "valid.npy", "tokenizer.json", "sums.json"])
-def test_a_damaged_cache_is_named_with_the_mend(tmp_path, cache, tokenizers, name, damage):
+def test_a_damaged_cache_is_named_with_the_mend(tmp_path, cache, name, damage):
     """A flipped token was trained on; a cut file ended in a traceback."""
     path = write(tmp_path / "a.txt", SENTENCES)
     load_text(path, vocab_size=300)
@@ -37,7 +45,7 @@ def test_a_damaged_cache_is_named_with_the_mend(tmp_path, cache, tokenizers, nam
         load_text(path, vocab_size=300)
 
 
-def test_without_a_home_the_cache_asks_for_one(tmp_path, monkeypatch, tokenizers):
+def test_without_a_home_the_cache_asks_for_one(tmp_path, cache, monkeypatch):
     def homeless(self):
         raise RuntimeError("Could not determine home directory.")
 

@@ -22,7 +22,8 @@ from microumup.data import Corpus
 from microumup.diverged import Diverged
 from microumup.generate import main as generate
 from microumup.lab.scales import main as scales
-from microumup.run_dir import Command, RunDir, load_config, read_config, read_metrics
+from microumup.run_config import Command, load_config, read_config
+from microumup.run_dir import RunDir, read_metrics
 from microumup.train import main
 
 SMALL = TrainConfig(width=8, head_dim=4, layers=1, seq_len=8, batch_size=2, steps=12)
@@ -32,7 +33,7 @@ SMALL = TrainConfig(width=8, head_dim=4, layers=1, seq_len=8, batch_size=2, step
 
 
 def test_a_second_writer_is_refused(half: Path, corpus: Corpus, refused: Refused) -> None:
-    held = checkpoint.lock(half)
+    held = checkpoint.Lock(half)
     refuses(refused, half, str(half), "another process is writing here")
     held.release()
     assert main(["--resume", str(half), "--quiet"]) == 0
@@ -40,16 +41,16 @@ def test_a_second_writer_is_refused(half: Path, corpus: Corpus, refused: Refused
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
-        f"from microumup import checkpoint as c; h = c.lock(c.Path({str(tmp_path)!r})); print(1, flush=True); input()"
+        f"from microumup import checkpoint as c; h = c.Lock(c.Path({str(tmp_path)!r})); print(1, flush=True); input()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == b"1\n"
     with pytest.raises(ValueError, match="another process is writing here"):
-        checkpoint.lock(tmp_path)
+        checkpoint.Lock(tmp_path)
     process.kill()
     process.communicate()
-    checkpoint.lock(tmp_path).release()
+    checkpoint.Lock(tmp_path).release()
 
 
 def begin(folder: str, text: str, out: str | None, barrier: Any) -> None:
@@ -226,4 +227,4 @@ def test_a_failure_lets_go_of_the_directory(tmp_path: Path, corpus: Corpus) -> N
     run.metrics.mkdir()
     with pytest.raises(OSError, match="metrics"):
         run.__enter__()
-    checkpoint.lock(tmp_path / "run").release()
+    checkpoint.Lock(tmp_path / "run").release()

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import Refused
 
-from microumup import plan as plan_module
+from microumup import limits
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
+from microumup.limits import check_memory
 from microumup.parametrization import SCHEMES
-from microumup.plan import check_memory, gradient_constants, plan
+from microumup.plan import gradient_constants, plan
 from microumup.train import main
 
 FLOATS = [f.name for f in fields(TrainConfig) if f.type in (float, float | None)]
@@ -30,7 +31,7 @@ def test_a_number_of_numpy_becomes_one_of_python(name: str, kind: Any) -> None:
     assert type(getattr(config, name)) is float
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array])
+@pytest.mark.parametrize("kind", [np.int64, np.uint16, np.array])
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_number_of_numpy_becomes_one_of_python(name: str, kind: Any) -> None:
     config = TrainConfig(**{"scheme": OWNERS.get(name, "umup"), "threads": 1, name: kind(getattr(TrainConfig, name))})
@@ -56,14 +57,11 @@ def test_what_is_no_whole_number_is_refused_by_name(name: str, value: Any) -> No
 
 
 @pytest.mark.parametrize("value", [1e308, 1e7, 1e-7, 5e-324])
-@pytest.mark.parametrize("name", sorted(OWNERS))
+@pytest.mark.parametrize("name", [name for name in FLOATS if name in OWNERS])
 def test_a_hyperparameter_has_a_range(name: str, value: float) -> None:
     """Factors overflowed, or were divided by 0, for `--alpha-attn 1e308`."""
-    if ModelConfig.__dataclass_fields__[name].type is not float:
-        pytest.skip("no float")
-    with pytest.raises(
-        ValueError, match=rf"^{option_name(name)}: .* is not a positive finite number of 1e-06 to 1e\+06$"
-    ):
+    message = rf"^{option_name(name)}: .* is not a positive finite number of 1e-06 to 1e\+06$"
+    with pytest.raises(ValueError, match=message):
         ModelConfig(**{"scheme": OWNERS[name], name: value})
 
 
@@ -98,7 +96,7 @@ def test_planning_grows_with_the_layers_and_no_faster() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "named"),
-    [({"width": 2**20}, "--width"), ({"layers": 10_000, "width": 2**14}, "--width"), ({"seq_len": 2**24}, "--seq-len"),
+    [({"width": 2**20}, "--width"), ({"layers": 10_000, "width": 2**14}, "--layers"), ({"seq_len": 2**24}, "--seq-len"),
      ({"batch_size": 2**24}, "--batch-size"), ({"vocab_size": 2**24, "width": 2**12}, "--vocab-size")],
 )  # fmt: skip
 def test_sizes_nobody_has_memory_for_are_refused(
@@ -115,5 +113,5 @@ def test_sizes_nobody_has_memory_for_are_refused(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_is_sensible_is_not_refused(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a laptop of 8 GB; the estimate is of what is needed at least."""
-    monkeypatch.setattr(plan_module, "available_memory", lambda: 8 << 30)
+    monkeypatch.setattr(limits, "available_memory", lambda: 8 << 30)
     check_memory(TrainConfig(**PRESETS[preset]))

@@ -12,7 +12,8 @@ from test_corpora import SENTENCES
 from microumup import corpora, train
 from microumup.config import TrainConfig
 from microumup.data import ByteTokenizer, Corpus
-from microumup.run_dir import Command, RunDir, load_config, load_tokenizer, read_config, read_metrics, without_retired
+from microumup.run_config import Command, load_config, read_config, without_retired
+from microumup.run_dir import RunDir, load_tokenizer, read_metrics
 
 CONFIG = TrainConfig(width=32)
 
@@ -149,3 +150,10 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path, corpus: Corpus) -> None
     (tmp_path / ".checkpoint.safetensors.7.tmp").write_text("half")
     with RunDir.resume(tmp_path, corpus):
         assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"config.json", "metrics.jsonl"}
+
+
+def test_what_an_older_version_did_not_record_is_said_to_be_lost(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(asdict(CONFIG)))
+    assert "log-scales" not in read_config(tmp_path)[2]["assumed"]
+    (tmp_path / "scales.jsonl").touch()
+    assert "assumed: no more --log-scales, texts as they were" in read_config(tmp_path)[2]["assumed"]

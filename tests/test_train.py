@@ -8,7 +8,7 @@ from microumup import train as train_module
 from microumup.config import TrainConfig
 from microumup.data import Corpus
 from microumup.ranges import read_scales
-from microumup.run_dir import load_config
+from microumup.run_config import load_config
 from microumup.train import main, suitable_threads
 
 OPTIONS = ["--width", "16", "--head-dim", "8", "--layers", "1", "--seq-len", "16", "--batch-size", "4", "--steps", "8"]

@@ -16,7 +16,8 @@ from microumup.engine import Kernels, Tensor
 from microumup.model import loss
 from microumup.optim import AdamW, adamw
 from microumup.ranges import linear_ranges
-from microumup.run_dir import Command, RunDir
+from microumup.run_config import Command
+from microumup.run_dir import RunDir
 from microumup.trainer import Trainer, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)

@@ -11,7 +11,8 @@ from microumup.backend import Array
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
-from microumup.run_dir import load_config, read_metrics
+from microumup.run_config import load_config
+from microumup.run_dir import read_metrics
 
 Config = dict[str, Any]
 

@@ -26,7 +26,8 @@ from microumup.lab.expected import expected_rms
 from microumup.model import Params, forward, init_params
 from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
-from microumup.run_dir import load_config, load_model
+from microumup.run_config import load_config
+from microumup.run_dir import load_model
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
     "residual_split": ("attn_split", "ffn_split"), "rms_norm": ("attn_norm", "ffn_norm"), "rope": ("q_rope", "k_rope"),

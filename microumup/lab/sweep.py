@@ -28,9 +28,10 @@ from microumup.lab import search
 from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
 from microumup.lab.workers import bar, connect, new_seats, work_off
-from microumup.plan import check_memory, weights
+from microumup.limits import check_memory
+from microumup.plan import weights
 from microumup.ranges import linear_ranges
-from microumup.run_dir import RETIRED
+from microumup.run_config import RETIRED
 from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
@@ -145,7 +146,7 @@ def sweep(
         client = stack.enter_context(connect(cluster)) if cluster else None
         results, table = out / "results", out / "table.csv"
         results.mkdir(parents=True, exist_ok=True)
-        stack.callback(checkpoint.lock(out).release)
+        stack.callback(checkpoint.Lock(out).release)
         for left in results.glob(".*.tmp"):  # by what was killed
             left.unlink(missing_ok=True)
         records = load_results(out)

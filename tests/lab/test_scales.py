@@ -18,7 +18,8 @@ from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
 from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
-from microumup.run_dir import Command, RunDir
+from microumup.run_config import Command
+from microumup.run_dir import RunDir
 from microumup.trainer import Trainer
 
 SMALL = ModelConfig(width=64, layers=2, seq_len=64, head_dim=16)
@@ -163,7 +164,7 @@ def test_measuring_asks_for_gradients():
     ids = np.zeros((1, 8), np.int64)
     for look in (measured_rms, linear_ranges):
         with pytest.raises(ValueError, match="keep=True"):
-            look(loss_with_logits(params, ids, ids, plan(TINY, ids.size)))
+            look(scales.loss_with_logits(params, ids, ids, plan(TINY, ids.size)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

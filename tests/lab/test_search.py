@@ -217,3 +217,14 @@ def test_independent_search_ends_where_nothing_trains() -> None:
         TINY, [("lr", [1.0, 2.0]), ("alpha_res", [1.0])], 1, lambda configs: [record(c, None) for c in configs]
     )
     assert [(stage, p.loss) for stage, p in found] == [("lr", inf)]
+
+
+def test_more_runs_than_fit_into_memory_are_refused() -> None:
+    """They were put into a list, one by one."""
+    axes = [("lr", [1.0] * 2000), ("warmup", [0.5] * 2000)]
+    with pytest.raises(ValueError, match=r"^--grid: 4,000,000 runs are more than 1,000,000; name fewer values"):
+        grid({}, axes, 1)
+    with pytest.raises(ValueError, match=r"^--grid: .* runs are more than"):
+        grid({}, [("lr", [1.0])], 10**30)
+    with pytest.raises(ValueError, match=r"^--random: .* points are more than 1,000,000; take fewer"):
+        draw(["lr=1:2:2"], 10**12)

@@ -176,7 +176,7 @@ def test_a_text_that_changes_while_a_sweep_is_on_is_found(
 
 def test_a_second_sweep_in_a_directory_is_refused(jobs: list[Job], tmp_path: Path) -> None:
     """Two of them doubled rows."""
-    held = checkpoint.lock(tmp_path)
+    held = checkpoint.Lock(tmp_path)
     with pytest.raises(ValueError, match="another process is writing here; wait for it, or name another"):
         sweep(jobs, tmp_path, workers=0)
     held.release()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,3 +50,35 @@ def test_columns_stand_under_each_other(align, text):
 
 def test_nothing_stands_behind_the_last_column():
     assert text_table([["a", ""], ["b", "long"]], "<<", gap=" | ") == "a |\nb | long"
+
+
+DAMAGED = {
+    "no text": b"a,b\n\xff,1\n",
+    "a row too short": b"a,b\n1\n",
+    "a row too long": b"a,b\n1,2,3\n",
+    "a quote that does not end": b'a,b\n"1,2\n',
+    "a NUL": b"a,b\n1,\x00\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_table_is_named_with_the_mend(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(DAMAGED[damage])
+    if damage == "a NUL":  # which is text, and no number
+        assert read_table(path) == [{"a": 1, "b": "\0"}]
+        return
+    with pytest.raises(ValueError, match=rf"^{path} is not a table \(.*\); restore it, or delete it$"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("cell", ["9" * 5000, "[" * 5000, "1e999", "NaN"])
+def test_a_cell_of_nonsense_is_no_traceback(cell: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"a\n{cell}\n")
+    assert len(read_table(path)) == 1
+
+
+def test_a_table_without_an_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^/dev/zero is not a table \(it is no regular file\)"):
+        read_table(Path("/dev/zero"))
