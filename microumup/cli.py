@@ -105,6 +105,13 @@ def few(text: str) -> int:
     return number
 
 
+def picture(text: str) -> Path:
+    """A path whose suffix names a kind of picture."""
+    if Path(text).suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text} does not end with .png, .svg or .pdf")
+    return Path(text)
+
+
 # What several commands take: their words, in which {} is what a command says of its own, and the settings
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "seeds": ("{} (default: %(default)s)", {"type": few, "default": 3, "metavar": "N"}),
@@ -112,7 +119,7 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "workers": ("processes{} (default: %(default)s)", {"type": few, "default": os.cpu_count() or 1, "metavar": "N"}),
     "cluster": ("run as tasks of this dask scheduler instead", {"metavar": "tcp://HOST:PORT"}),
     "device": ("auto, cpu or gpu (default: %(default)s)", {"default": "auto", "metavar": "NAME"}),
-    "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": Path, "metavar": "FILE"}),
+    "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": picture, "metavar": "FILE"}),
     "quiet": ("print nothing but errors, and --json's line", {"action": "store_true"}),
     "json": ("end with a line of JSON: {}", {"action": "store_true"}),
 }

@@ -330,7 +330,6 @@ def main(argv: list[str] | None = None) -> int:
     cli.shared(parser, "plot", "quiet", json="passed, rows of all steps")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        pic.check_path(args.plot)
         check_least(args, steps=1, seeds=1, seed=0, batch_size=1, workers=0)
         for name in ("widths", "layers") if args.depths else ("width",):
             if getattr(args, name) is not None:
@@ -362,11 +361,9 @@ def table(report: Report) -> str:
         for row in report.judged:
             if row.measure == measure:
                 rms = "".join(f"{rms:12.3g}" for rms in row.rms)
-                interval = f"± {row.interval:.2f}" if isfinite(row.interval) else ""
+                slope = f"{row.slope:8.2f} " + (f"± {row.interval:.2f}" if isfinite(row.interval) else "")
                 expected = " … ".join(dict.fromkeys(f"{slope:g}" for slope in row.expected))
-                lines.append(
-                    f"  {row.tensor:12}{rms}{row.step:6}{row.slope:8.2f} {interval:6}{expected:>12}  {row.verdict}"
-                )
+                lines.append(f"  {row.tensor:12}{rms}{row.step:6}{slope:15}{expected:>12}  {row.verdict}")
     return "\n".join(lines)
 
 
@@ -389,7 +386,7 @@ def plot(path: Path, report: Report) -> None:
             axes[panel].set_title(MEASURES[row.measure][2] + f", step {row.step}" * bool(row.step))
     for panel, ax in axes.items():
         ax.loglog(base=2)
-        ax.set_xticks(report.sizes, report.sizes)
+        ax.set(xticks=report.sizes, xticklabels=report.sizes)
         ax.set_xlabel("" if panel.startswith("effect") else report.axis)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelleft=True)

@@ -104,7 +104,6 @@ def main(argv: list[str] | None = None) -> int:
     cli.shared(parser, "plot", "quiet", json="by run its smoothed losses and the step of the first, from 1; entropies")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        pic.check_path(args.plot)
         run_dirs = list({path.resolve(): path for path in args.run_dirs}.values())
         configs, losses = map(list, zip(*map(read_run, run_dirs), strict=True))
         entropies = _entropies(configs)
