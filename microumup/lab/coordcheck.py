@@ -386,8 +386,8 @@ def plot(path: Path, report: Report) -> None:
             axes[panel].set_title(MEASURES[row.measure][2] + f", step {row.step}" * bool(row.step))
     for panel, ax in axes.items():
         ax.loglog(base=2)
-        ax.set(xticks=report.sizes, xticklabels=report.sizes)
-        ax.set_xlabel("" if panel.startswith("effect") else report.axis)
+        xlabel = "" if panel.startswith("effect") else report.axis
+        ax.set(xlabel=xlabel, xticks=report.sizes, xticklabels=report.sizes)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelleft=True)
     axes["init"].set_ylabel("RMS")

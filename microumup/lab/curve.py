@@ -97,9 +97,8 @@ def table(curves: list[Curve]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `curve`."""
-    parser = cli.Parser(
-        "curve", "Loss along training of one run or several, and what counting bytes would know.", operands="RUN_DIR …"
-    )
+    description = "Loss along training of one run or several, and what counting bytes would know."
+    parser = cli.Parser("curve", description, operands="RUN_DIR …")
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs that train wrote")
     cli.shared(parser, "plot", "quiet", json="by run its smoothed losses and the step of the first, from 1; entropies")
     args = parser.parse_args(argv)
@@ -144,9 +143,8 @@ def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) 
         text = f"entropy of a byte given the {order} before it".replace("the 1 before", "the one before")
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
         ax.annotate(text, (0.995, entropy), **place, ha="right", va="top", color="dimgray")
-    ax.set(xlabel="step", ylabel=f"training loss (nats per {unit})")
-    lowest = min([*entropies, *(float(curve.losses.min()) for curve in curves)])
-    ax.set_ylim(bottom=lowest - 0.2)  # room for the lowest line's words
+    bottom = min([*entropies, *(float(curve.losses.min()) for curve in curves)]) - 0.2  # room for the lowest's words
+    ax.set(xlabel="step", ylabel=f"training loss (nats per {unit})", ylim=(bottom, None))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     pic.save(figure, path)

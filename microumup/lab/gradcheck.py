@@ -241,10 +241,8 @@ def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: b
            f"measured/predicted within {CONSTANT_TOLERANCE:g} of 1",
     }  # fmt: skip
     for part, title in titles.items():
-        echo(title)
         heading = f"    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}"
-        if verbose:
-            echo(heading)
+        echo(title + f"\n{heading}" * verbose)
         for family, group in groupby((r for r in results if r.part == part), key=lambda r: r.name.split()[0]):
             checks = list(group)
             shown = [r for r in checks if verbose or not r.passed]

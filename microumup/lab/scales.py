@@ -94,8 +94,7 @@ def loss_with_logits(params: Params, tokens: Array, targets: Array, numbers: Pla
 def kept_loss(params: Arrays, tokens: Array, targets: Array, config: ModelConfig, device: str = "cpu") -> Tensor:
     """The loss on tokens and targets (B, T), with all gradients taken and the whole tape kept."""
     leaves = {name: Tensor(to_device(w, device), name) for name, w in params.items()}
-    ids, hits = to_device(tokens, device), to_device(targets, device)
-    out = loss_with_logits(leaves, ids, hits, plan(config, tokens.size))
+    out = loss_with_logits(leaves, to_device(tokens, device), to_device(targets, device), plan(config, tokens.size))
     backpropagate(out, keep=True)
     return out
 

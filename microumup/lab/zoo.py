@@ -11,7 +11,7 @@ Four checks look at a model with a mistake planted in it, each from another side
 Transfer takes minutes and is run when asked for. The table is held against what is known of every mistake.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from math import inf, log, nan
@@ -112,9 +112,8 @@ Look = tuple[str, str, int]  # a mistake, a check, and the width where it is tra
 Findings = dict[str, dict[str, str]]  # by mistake and check; empty where the check did not catch it
 
 
-def examine(names: Iterable[str], checks: Iterable[str], *, workers: int = 0, progress: bool = False) -> Findings:
+def examine(names: Collection[str], checks: Collection[str], *, workers: int = 0, progress: bool = False) -> Findings:
     """Findings of each check in each mistake. In this process, or in as many others as there are `workers`."""
-    names, checks = tuple(names), tuple(checks)
     jobs: list[Look] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
     if "transfer" in checks:
         jobs += [(name, "transfer", width) for width in reversed(WIDTHS) for name in dict.fromkeys(("nothing", *names))]

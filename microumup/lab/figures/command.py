@@ -114,9 +114,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def named(names: Sequence[str]) -> list[Figure]:
     """The figures that are meant, in their order. Raises ValueError for one that does not exist."""
-    for name in names:
-        if name not in FIGURES and name != "all":
-            raise ValueError(f"there is no figure {name!r}; choose from all, {', '.join(FIGURES)}")
+    if wrong := [name for name in names if name not in (*FIGURES, "all")]:
+        raise ValueError(f"there is no figure {wrong[0]!r}; choose from all, {', '.join(FIGURES)}")
     return [figure for name, figure in FIGURES.items() if name in names or "all" in names]
 
 

@@ -360,32 +360,27 @@ def draw_residual(data: Data) -> Any:
     return captioned(figure, "a marker is a network of that depth")
 
 
-FIGURES = (
-    Figure(
-        "table1", "Table 1, measured on models", "models do what Table 1 says, over width and over depth",
-        """No training: init, multiplier and step of every type of weight, measured on models of several sizes,
+FIGURES = [Figure(
+    "table1", "Table 1, measured on models", "models do what Table 1 says, over width and over depth",
+    """No training: init, multiplier and step of every type of weight, measured on models of several sizes,
 are the points; the paper's Table 1 are the lines.""",
-        table1_claims, draw_table1, compute=table1,
-    ),
-    Figure(
-        "table4", "Table 4, measured op by op", "every op puts out and passes back the scale that Table 4 implies",
-        """No training: what every op makes of inputs and gradients of RMS 1. Circles are what the rules imply;
+    table1_claims, draw_table1, compute=table1,
+), Figure(
+    "table4", "Table 4, measured op by op", "every op puts out and passes back the scale that Table 4 implies",
+    """No training: what every op makes of inputs and gradients of RMS 1. Circles are what the rules imply;
 most are at 1, and those that are not are known exactly. On the right all tensors of a new model, where these add
 up.""",
-        table4_claims, draw_table4, compute=table4,
-    ),
-    Figure(
-        "lemma-c1", "Lemma C.1",
-        "the rescaled residual network is the original one; with eq. (22) as printed it is not",
-        """No training: a pre-norm network can be rescaled so that its trunk keeps scale 1 and its output does
+    table4_claims, draw_table4, compute=table4,
+), Figure(
+    "lemma-c1", "Lemma C.1",
+    "the rescaled residual network is the original one; with eq. (22) as printed it is not",
+    """No training: a pre-norm network can be rescaled so that its trunk keeps scale 1 and its output does
 not change. Measured on random networks, with τ as worked out from eq. (12) and with the closed form that eq. (22)
 prints.""",
-        lemma_c1_claims, draw_residual, compute=lemma_c1,
-    ),
-    Figure(
-        "eq22", "Eq. (22) as printed", "α_res is the ratio it is called; with eq. (22) as printed it is not",
-        """No training: the ratio of the branches' scale to the embedding's, which at α_res = 1 should be 1 at
+    lemma_c1_claims, draw_residual, compute=lemma_c1,
+), Figure(
+    "eq22", "Eq. (22) as printed", "α_res is the ratio it is called; with eq. (22) as printed it is not",
+    """No training: the ratio of the branches' scale to the embedding's, which at α_res = 1 should be 1 at
 every depth.""",
-        eq22_claims, draw_residual, compute=eq22,
-    ),
-)  # fmt: skip
+    eq22_claims, draw_residual, compute=eq22,
+)]  # fmt: skip

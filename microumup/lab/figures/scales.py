@@ -191,28 +191,24 @@ def draw_fig9(data: Data) -> Any:
     return captioned(figure, text, dict(ENDS.values()))
 
 
-FIGURES = (
-    Figure(
-        "fig3", "RMS of every linear's tensors", "u-µP's tensors start near RMS 1 and stay in E4M3's range",
-        """Each point is the RMS of an input x, a weight w or a gradient dy of one linear; lines are the limits of
+FIGURES = [Figure(
+    "fig3", "RMS of every linear's tensors", "u-µP's tensors start near RMS 1 and stay in E4M3's range",
+    """Each point is the RMS of an input x, a weight w or a gradient dy of one linear; lines are the limits of
 the FP8 formats. u-µP starts near 1 by construction. What has to be seen is that training does not move it out of
 E4M3's range.""",
-        fig3_claims, draw_fig3, over_training, ("width", "lr", "seed"),
-        steps=lambda record: list(record["ranges"])[:: max(1, len(record["ranges"]) - 1)],  # the first and the last
-    ),
-    Figure(
-        "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
-        """The tensors of Fig. 3 along training. Many inputs cannot grow, since an RMSNorm stands before them. The
+    fig3_claims, draw_fig3, over_training, ("width", "lr", "seed"),
+    steps=lambda record: list(record["ranges"])[:: max(1, len(record["ranges"]) - 1)],  # the first and the last
+), Figure(
+    "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
+    """The tensors of Fig. 3 along training. Many inputs cannot grow, since an RMSNorm stands before them. The
 paper names those that do: the decoder's weight, and the inputs of the last projections.""",
-        fig8_claims, draw_fig8, over_training, ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
-    ),
-    Figure(
-        "fig9", "What moves the RMS at the end of training",
-        "only the learning rate moves the RMS at the end of training",
-        """u-µP in FP8 with one thing varied at a time: the loss above, the end RMS of three tensors below; a
+    fig8_claims, draw_fig8, over_training, ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
+), Figure(
+    "fig9", "What moves the RMS at the end of training",
+    "only the learning rate moves the RMS at the end of training",
+    """u-µP in FP8 with one thing varied at a time: the loss above, the end RMS of three tensors below; a
 vertical line is the default. If only the learning rate moves them, a format that fits one model fits its relatives.
 An octave or more counts as moved.""",
-        fig9_claims, draw_fig9, fig9_recipe, ("lr", *SIZES, *TABLE6_RANGES[UMUP], "seed"), role="axis",
-        measure=ending_rms,
-    ),
-)  # fmt: skip
+    fig9_claims, draw_fig9, fig9_recipe, ("lr", *SIZES, *TABLE6_RANGES[UMUP], "seed"), role="axis",
+    measure=ending_rms,
+)]  # fmt: skip
