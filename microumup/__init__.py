@@ -5,6 +5,8 @@ book lie `lab`, which measures, and `interop`, which talks to others; no chapter
 """
 
 import os
+from importlib import import_module
+from typing import Any
 
 # Matrices are small here: a second BLAS thread gains a tenth on an idle machine and loses fivefold on a busy one. This
 # works because numpy is not imported yet when a command starts, and yields to a setting of your own.
@@ -32,3 +34,10 @@ APPENDICES = {
     "cli": "parts of every command",
     "train": "the command train",
 }
+
+
+def __getattr__(name: str) -> Any:
+    """`microumup.reference`, the one module of `interop` that other programs call: imported when it is asked for."""
+    if name == "reference":
+        return import_module("microumup.interop.reference")
+    raise AttributeError(f"module 'microumup' has no attribute {name!r}")

@@ -17,6 +17,8 @@ COMMANDS = {
     "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
     "sweep": ("microumup.lab.sweep", "many trainings: a grid, random points or an independent search; resumable"),
     "figures": ("microumup.lab.figures.command", "every figure of the paper: run, drawn, and judged in numbers"),
+    "fit_scale": ("microumup.lab.fit_scale", "a multiplier rule for an op the paper lacks: measured, fitted, printed"),
+    "vectors": ("microumup.interop.vectors", "golden vectors: write them, check what another program made of them"),
     "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
     "bench": ("microumup.lab.bench", "the speed of a step, against PyTorch, unit-scaling and its own matrix products"),
 }

@@ -63,28 +63,37 @@ def same(op: str, **given: Array) -> None:
         raise ValueError(f"{op}: {shapes}; they go element by element, so their shapes have to be equal")
 
 
-def linear(x: Array, w: Array) -> None:
-    """Raise ValueError unless x (..., D_in) and w (D_out, D_in) go together."""
+def linear(x: Array, w: Array, scale: Factors) -> Factors:
+    """The plain scale. Raises ValueError unless x (..., D_in) and w (D_out, D_in) go together."""
     floats("linear", x=x, w=w)
     if w.ndim != 2 or x.shape[-1] != w.shape[1]:
         hint = ", did you pass w.T?" if w.ndim == 2 and x.shape[-1] == w.shape[0] else ""
         raise ValueError(f"linear: x has D_in={x.shape[-1]} but w is {w.shape}; w is (fan_out, fan_in){hint}")
+    return factors("linear", scale)
 
 
-def embedding(tokens: Array, w: Array) -> None:
-    """Raise ValueError unless tokens are ids of rows of w (V, D)."""
+def embedding(tokens: Array, w: Array, scale: Factors) -> Factors:
+    """The plain scale. Raises ValueError unless tokens are ids of rows of w (V, D)."""
     floats("embedding", w=w)
     if w.ndim != 2:
         raise ValueError(f"embedding: w is {w.shape}; it is (V, D), a row per token of the vocabulary")
     ids("embedding", "tokens", tokens, len(w))
+    return factors("embedding", scale)
 
 
-def rope(x: Array, head_dim: int) -> None:
-    """Raise ValueError unless x (B, T, D) consists of heads of an even size."""
+def rms_norm(x: Array, eps: float) -> float:
+    """The plain eps. Raises ValueError for an x that is no array of floats."""
+    floats("rms_norm", x=x)
+    return float(plain("rms_norm", eps=eps))
+
+
+def rope(x: Array, head_dim: int, base: float) -> float:
+    """The plain base. Raises ValueError unless x (B, T, D) consists of heads of an even size."""
     floats("rope", x=x)
     heads("rope", "x", x, head_dim)
     if head_dim % 2:
         raise ValueError(f"rope: head_dim={head_dim} is odd; pairs of elements are turned, so it has to be even")
+    return float(plain("rope", base=base))
 
 
 def heads(op: str, name: str, x: Array, head_dim: int) -> None:
@@ -93,20 +102,34 @@ def heads(op: str, name: str, x: Array, head_dim: int) -> None:
         raise ValueError(f"{op}: {name} is {x.shape}, need (B, T, D) with D a multiple of head_dim={head_dim}")
 
 
-def attention(q: Array, k: Array, v: Array, head_dim: int) -> None:
-    """Raise ValueError unless q (B, T, D), k and v (B, S, D) go together."""
+def attention(q: Array, k: Array, v: Array, head_dim: int, score_scale: float, scale: Factors) -> tuple[float, Factors]:
+    """The plain score_scale and scale. Raises ValueError unless q (B, T, D), k and v (B, S, D) go together."""
     floats("attention", q=q, k=k, v=v)
     heads("attention", "q", q, head_dim)
     B, T, D = q.shape
     if k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (B, D) or k.shape[1] < T:
         shapes = f"q is {q.shape}, k {k.shape}, v {v.shape}"
         raise ValueError(f"attention: {shapes}; need (B, T, D) and (B, S, D) with S >= T")
+    return plain("attention", score_scale=score_scale), factors("attention", scale)
 
 
-def cross_entropy(logits: Array, hits: Array) -> None:
-    """Raise ValueError unless there is a target for each row of logits (..., V)."""
+def gated_silu(x_in: Array, x_gate: Array, alpha: float, scale: Factors) -> tuple[float, Factors]:
+    """The plain alpha and scale. Raises ValueError unless both arrays have one shape and dtype."""
+    same("gated_silu", x_in=x_in, x_gate=x_gate)
+    return plain("gated_silu", alpha=alpha), factors("gated_silu", scale)
+
+
+def residual(op: str, scale: Factors, **given: Array) -> Factors:
+    """The plain scale. Raises ValueError unless all arrays have one shape and dtype."""
+    same(op, **given)
+    return factors(op, scale)
+
+
+def cross_entropy(logits: Array, hits: Array, alpha: float, scale: Factors) -> tuple[float, Factors]:
+    """The plain alpha and scale. Raises ValueError unless there is a target for each row of logits (..., V)."""
     floats("cross_entropy", logits=logits)
     targets(hits, logits.shape[:-1], logits.shape[-1])
+    return plain("cross_entropy", alpha=alpha), factors("cross_entropy", scale)
 
 
 def targets(hits: Array, shape: tuple[int, ...], vocab_size: int) -> None:

@@ -34,8 +34,7 @@ SAFE_EXPONENT = 60.0  # exp of anything within ± this, and a sum of 10^12 of th
 # ---- linear: y = x wᵀ ----
 def linear_forward(x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFormats = LinearFormats()) -> Output:
     """ops.linear, with each factor where it costs least."""
-    checks.linear(x, w)
-    scale = checks.factors("linear", scale)
+    scale = checks.linear(x, w, scale)
     rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
     w = cast(w, fp8.w)
     y = product(rows, w.T, scale.y)  # (N, D_out)
@@ -55,8 +54,7 @@ def linear_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
 # ---- rms_norm: x over its root mean square ----
 def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> Output:
     """ops.rms_norm, the squares summed without being stored."""
-    checks.same("rms_norm", x=x)
-    eps = checks.plain("rms_norm", eps=eps)
+    eps = checks.rms_norm(x, eps)
     inverse_rms = 1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps)[..., None]  # (..., 1)
     y = x * inverse_rms
     return y, (y, inverse_rms)
@@ -82,8 +80,7 @@ def attention_forward(
     What is kept as p holds scale.y. NumPy takes long to begin a row, which in a head is short: so whole blocks are
     multiplied by a mask, not what lies in the future alone, and p by 1/sum, not y.
     """
-    checks.attention(q, k, v, head_dim)
-    score_scale, scale = checks.plain("attention", score_scale=score_scale), checks.factors("attention", scale)
+    score_scale, scale = checks.attention(q, k, v, head_dim, score_scale, scale)
     T, S = q.shape[1], k.shape[1]
     q = q * score_scale
     y = np.empty(q.shape, q.dtype)
@@ -160,8 +157,7 @@ def _first_or_more(out: Array, a: Array, b: Array, *, first: bool) -> None:
 # ---- gated_silu: x_in · SiLU(x_gate) ----
 def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> Output:
     """ops.gated_silu, block by block; the sigmoid that is kept holds scale.y."""
-    checks.same("gated_silu", x_in=x_in, x_gate=x_gate)
-    alpha, scale = checks.plain("gated_silu", alpha=alpha), checks.factors("gated_silu", scale)
+    alpha, scale = checks.gated_silu(x_in, x_gate, alpha, scale)
     y, sigmoid = (np.empty(x_in.shape, x_in.dtype) for _ in range(2))
     for y_i, s, u, g in pieces(y, sigmoid, x_in, x_gate):
         np.multiply(g, 0.5 * alpha, out=s)
@@ -200,10 +196,10 @@ def linear_cross_entropy_forward(
 
     The gradients are ready when the loss is, for a cotangent of 1: backward hardly does anything.
     """
-    checks.linear(x, w)
+    scale = checks.linear(x, w, scale)
     checks.targets(targets, x.shape[:-1], len(w))
     op = "linear_cross_entropy"
-    alpha, scale, loss_scale = checks.plain(op, alpha=alpha), checks.factors(op, scale), checks.factors(op, loss_scale)
+    alpha, loss_scale = checks.plain(op, alpha=alpha), checks.factors(op, loss_scale)
     settings = (x, w, targets, alpha, scale, loss_scale, fp8)
     loss, dx, dw = _loss_and_gradients(*settings)
     return loss, (dx, dw, settings)

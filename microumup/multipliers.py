@@ -10,9 +10,14 @@
     cross_entropy           1                                           dlogits = (p - onehot) V/√(V-1)
     rms_norm, rope          1                                           1
 
-A is the weight's multiplier from Table 1 (`parametrization.py`), α the multiplier before a non-homogeneous op, b the
-number of tokens in a batch, K the head dim, V the vocabulary, s the training sequence length: frozen with the model,
-never the length of the input at hand, or the same text would get other logits in a longer input.
+A is the weight's multiplier from Table 1 (`parametrization.py`), which says √B and C too: the std it is drawn with and
+its factor on the learning rate. α is the multiplier before a non-homogeneous op, b the number of tokens in a batch, K
+the head dim, V the vocabulary, s the training sequence length: frozen with the model, never the length of the input at
+hand, or the same text would get other logits in a longer input. The three factors of a linear:
+
+    hidden y    a sum of fan_in products of two independent numbers of scale 1: variance fan_in, so fan_in^-1/2
+    readout y   training aligns w with x, then the terms add up to ~ fan_in, not to its root: 1/fan_in keeps it finite
+    dw          a sum of b products dy x, one a token, independent at initialization: variance b, so b^-1/2
 
 Everything is a plain float made of shapes and α's. A forward and a backward factor may differ only where the edge is
 the single way to the loss (the cut-edge rule): then every gradient behind it is the true one times one known constant.

@@ -50,8 +50,7 @@ def linear_forward(x: Array, w: Array, *, scale: Scale = Scale(), fp8: LinearFor
     With `fp8` formats x, w and dy are cast before each of the three matmuls (App. E.2); products stay in float32.
     The factors come after the matmuls, so that what is cast is the unit-scale x, w and dy (App. A.4).
     """
-    checks.linear(x, w)
-    scale = checks.factors("linear", scale)
+    scale = checks.linear(x, w, scale)
     rows = cast(x.reshape(-1, x.shape[-1]), fp8.x)  # (N, D_in)
     w = cast(w, fp8.w)
     y = rows @ w.T  # (N, D_out)
@@ -81,8 +80,7 @@ def cast(x: Array, fmt: Format | None) -> Array:
 # ---- embedding: a row of the table per token ----
 def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> Output:
     """y = scale.y · w[tokens]. tokens (B, T) of integers in [0, V), w (V, D) -> y (B, T, D)."""
-    checks.embedding(tokens, w)
-    scale = checks.factors("embedding", scale)
+    scale = checks.embedding(tokens, w, scale)
     y = w[tokens]  # (B, T, D)
     y *= scale.y
     return y, (tokens, len(w), scale)
@@ -102,8 +100,7 @@ embedding = primitive(embedding_forward, embedding_backward)
 # ---- rms_norm: x over its root mean square, without a gain (Table 4: all factors 1) ----
 def rms_norm_forward(x: Array, *, eps: float = 1e-6) -> Output:
     """y = x / √(mean(x²) + eps), the mean over the last axis. x (..., D) -> y (..., D)."""
-    checks.floats("rms_norm", x=x)
-    eps = checks.plain("rms_norm", eps=eps)
+    eps = checks.rms_norm(x, eps)
     xp = xp_of(x)
     inverse_rms = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)  # (..., 1)
     y = x * inverse_rms
@@ -128,8 +125,7 @@ def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int 
     A pair (x_2i, x_2i+1) is the complex number x_2i + j x_2i+1, multiplied by exp(j · position · base^(-2i/K)).
     `start` is the position of the first token (more than 0 when a cache holds those before it).
     """
-    checks.rope(x, head_dim)
-    base = checks.plain("rope", base=base)
+    base = checks.rope(x, head_dim, base)
     turn = _turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
     return _rotate(x, turn), turn
 
@@ -163,8 +159,7 @@ def attention_forward(
     The T queries are the last T of the S positions; a query sees the keys up to its own position. In u-µP
     score_scale is α_attn-softmax / K (eq. 25), in the standard parametrization 1/√K.
     """
-    checks.attention(q, k, v, head_dim)
-    score_scale, scale = checks.plain("attention", score_scale=score_scale), checks.factors("attention", scale)
+    score_scale, scale = checks.attention(q, k, v, head_dim, score_scale, scale)
     xp = xp_of(q)
     qh, kh, vh = (split_heads(x, head_dim) for x in (q, k, v))  # (B, H, T, K), (B, H, S, K) twice
     scores = qh @ kh.swapaxes(-1, -2)  # (B, H, T, S)
@@ -217,8 +212,7 @@ def causal_mask(xp: Any, queries: int, keys: int, dtype: Any) -> Array:
 # ---- gated_silu: x_in · SiLU(x_gate), the middle of the SwiGLU FFN ----
 def gated_silu_forward(x_in: Array, x_gate: Array, *, alpha: float = 1.0, scale: Scale = Scale()) -> Output:
     """y = scale.y · x_in · x_gate · sigmoid(alpha · x_gate) (eq. 26). All (..., F). alpha is α_ffn-act."""
-    checks.same("gated_silu", x_in=x_in, x_gate=x_gate)
-    alpha, scale = checks.plain("gated_silu", alpha=alpha), checks.factors("gated_silu", scale)
+    alpha, scale = checks.gated_silu(x_in, x_gate, alpha, scale)
     sigmoid = 0.5 * xp_of(x_gate).tanh((0.5 * alpha) * x_gate) + 0.5  # as a tanh it cannot overflow
     y = x_in * x_gate
     y *= sigmoid
@@ -245,8 +239,7 @@ gated_silu = primitive(gated_silu_forward, gated_silu_backward)
 # ---- residual: R' = a f(R) + b R, as a split at the base of the branch and an add at its end ----
 def residual_split_forward(x: Array, *, scale: ResidualScale = ResidualScale()) -> Output:
     """The branch's input, x itself. Its gradient is multiplied by scale.dbase: there u-µP applies the delayed a."""
-    checks.floats("residual_split", x=x)
-    return x, checks.factors("residual_split", scale)
+    return x, checks.residual("residual_split", scale, x=x)
 
 
 def residual_split_backward(dy: Array, saved: Saved) -> tuple[Array]:
@@ -259,8 +252,7 @@ residual_split = primitive(residual_split_forward, residual_split_backward)
 
 def residual_add_forward(branch: Array, skip: Array, *, scale: ResidualScale = ResidualScale()) -> Output:
     """y = a · branch + b · skip (eq. 17). All (B, T, D)."""
-    checks.same("residual_add", branch=branch, skip=skip)
-    scale = checks.factors("residual_add", scale)
+    scale = checks.residual("residual_add", scale, branch=branch, skip=skip)
     y = scale.a * branch
     y += scale.b * skip
     return y, scale
@@ -280,8 +272,7 @@ def cross_entropy_forward(logits: Array, targets: Array, *, alpha: float = 1.0, 
 
     logits (..., V); targets (...), integers in [0, V). scale.dx multiplies dlogits = alpha/N · (p - onehot).
     """
-    checks.cross_entropy(logits, targets)
-    alpha, scale = checks.plain("cross_entropy", alpha=alpha), checks.factors("cross_entropy", scale)
+    alpha, scale = checks.cross_entropy(logits, targets, alpha, scale)
     xp = xp_of(logits)
     z = alpha * logits.reshape(-1, logits.shape[-1])  # (N, V)
     z -= z.max(axis=-1, keepdims=True)

@@ -2,6 +2,9 @@
 
     W = A w,   w(0) ~ N(0, B),   w(t+1) = w(t) - η C Φ(gradients)         (abc-parametrization, section 2.1)
 
+A is the constant that a stored weight w is multiplied by wherever the network uses it, √B the standard deviation that
+it is drawn with, C its own factor on the learning rate. All that a scheme decides about a weight are these three.
+
                       input            output                   hidden                    residual
     sp           √B   1                fan_in^-1/2              fan_in^-1/2               -
                  A    1                1                        1                         1

@@ -158,7 +158,9 @@ def end(pid: int, files: Path, seconds: float, kill: int = signal.SIGKILL) -> Ou
             deadline, sent = time.monotonic() + 20, True
         time.sleep(0.002)
     code = os.waitstatus_to_exitcode(status)
-    value = pickle.loads((files / "value").read_bytes()) if (files / "value").exists() else None
+    value = None
+    if code >= 0 and (files / "value").exists():  # who was killed may have left half of it
+        value = pickle.loads((files / "value").read_bytes())
     out, error = (
         (files / name).read_text(errors="replace") if (files / name).exists() else "" for name in ("out", "err")
     )

@@ -1,6 +1,9 @@
 import os
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 # Before numpy is imported, as microumup/__init__.py does it for a command: two BLAS threads on a busy machine wait for
 # each other most of the time.
@@ -13,6 +16,10 @@ import small_runs
 from microumup.data import ByteTokenizer, Corpus
 
 Refused = Callable[[Callable[[list[str]], int], list[str]], str]
+
+LESSONS = Path(__file__).resolve().parent.parent / "lessons"
+for folder in (LESSONS, LESSONS / "exercises"):  # where `import lesson` and `import grading` find theirs
+    sys.path.append(str(folder))
 
 
 @pytest.fixture
@@ -53,3 +60,25 @@ def half(tmp_path: Path, text: Path) -> Path:
     """A run that was killed after 10 of 12 updates, with a checkpoint of 8."""
     small_runs.killed(small_runs.options(tmp_path / "half", text, "--log-scales", "3"))
     return tmp_path / "half"
+
+
+@pytest.fixture
+def graded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`graded("02")`: what the grader of exercise 02 says of the shipped solution; `graded("02", f)`: of f.
+
+    Empty when it has nothing to say, which is to pass.
+    """
+    monkeypatch.setenv("LESSON_SOLUTIONS", str(LESSONS / "solutions"))
+
+    def graded(number: str, *functions: Callable[..., Any]) -> str:
+        grader = import_module(f"test_ex{number}")
+        try:
+            if functions:
+                grader.grade(*functions)
+            else:
+                grader.test_exercise()
+        except (AssertionError, pytest.fail.Exception) as wrong:
+            return str(wrong)
+        return ""
+
+    return graded

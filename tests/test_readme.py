@@ -28,7 +28,7 @@ def test_an_example_prints_what_its_comment_says(code: str) -> None:
 
 
 def test_every_command_stands_in_the_readme_and_exists() -> None:
-    named = set(re.findall(r"`microumup ([a-z0-9-]+)", README))
+    named = set(re.findall(r"`microumup ([a-z0-9_-]+)", README))
     assert named == set(COMMANDS)
 
 

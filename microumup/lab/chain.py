@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
-from microumup.cli import Parser, bad_input, json_line, say, shared, whole
+from microumup.cli import Parser, bad_input, few, json_line, say, shared
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("chain", __doc__ or "")
     words = {f.name: f.metadata["help"] for f in fields(ModelConfig) if f.name in SIZES}
     for name, text in (words | {"steps": "updates before the move, and again after it"}).items():
-        parser.add_argument(option_name(name), type=whole, metavar="N", help=f"{text} (default: %(default)s)")
+        parser.add_argument(option_name(name), type=few, metavar="N", help=f"{text} (default: %(default)s)")
     parser.set_defaults(**SIZES, steps=30)
     shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)

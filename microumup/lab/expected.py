@@ -143,7 +143,7 @@ def _silu_products(alpha: float) -> tuple[Callable[[Array], Array], Callable[[Ar
     degrees = range(31)
     he = hermite_e.hermevander(u, degrees[-1]) / np.sqrt([float(factorial(k)) for k in degrees])  # (u, k)
     probability = probability / probability.sum()
-    sigmoid = 1 / (1 + np.exp(-alpha * u))
+    sigmoid = 0.5 * np.tanh(0.5 * alpha * u) + 0.5  # as a tanh it cannot overflow
 
     def product(f: Array) -> Callable[[Array], Array]:
         squares = ((probability * f) @ he) ** 2

@@ -7,10 +7,12 @@ A η C: the column SP_lr. (The branches' a and b and the ops' factors lie outsid
 
 from collections.abc import Iterable
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from microumup import cli
 from microumup.config import PRESETS, TrainConfig
+from microumup.interop import doctor
 from microumup.lab.tables import text_table
 from microumup.multipliers import attention_sigma, gated_silu_sigma
 from microumup.optim import DECAYS
@@ -198,14 +200,22 @@ memory         {t.memory_bytes / 1e6:,.1f} MB of float32 weights and optimizer s
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `explain`."""
+    """The command `explain`: 0, but 1 when groups held --against it differ, and 2 on a bad argument."""
     parser = cli.Parser("explain", __doc__ or "")
     cli.add_options(parser, TrainConfig)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
-    cli.shared(parser, "quiet", json="the ledger with every parameter")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="hold the parameter groups in a JSON file against "
+                        "the plan: which rules they break (its format: docs/porting.md)")  # fmt: skip
+    cli.shared(parser, "quiet", json="the ledger with every parameter, or what --against found")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         config = TrainConfig(**PRESETS[args.preset] | cli.given(args, TrainConfig))
+        groups = doctor.read_groups(args.against) if args.against else None
+    if groups:
+        symptoms = doctor.examine(config, groups)
+        cli.say(args.quiet)(doctor.report(config, groups, symptoms))
+        cli.json_line(args, {"passed": not symptoms, "symptoms": symptoms})
+        return 1 if symptoms else 0
     ledger = explain(config)
     cli.say(args.quiet)(report(config, ledger).rstrip())
     cli.json_line(args, ledger)

@@ -77,6 +77,11 @@ def fans_swapped(*rules: str) -> list[Swap]:
     return row(**cells)
 
 
+def eq_22_as_printed(L: int, base_L: int, alpha_res: float, ratio: float) -> list[tuple[float, float]]:
+    """(a, b) of every branch, from a τ without squares and with L^-1/2 outside."""
+    return residual_multipliers(taus_as_printed(L, alpha_res, ratio))
+
+
 class Tied(Tensor):
     """The embedding at its second place, the readout: it hands on the gradient that it gets there."""
 
@@ -150,8 +155,7 @@ ZOO = {
         "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "",
         "a move along the abc-symmetry, which then changes the training"),
     "eq-22-printed": Mistake(
-        "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(  # no squares, L^-1/2 outside
-            multipliers=lambda L, base_L, *alphas: residual_multipliers(taus_as_printed(L, *alphas)))), "",
+        "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(multipliers=eq_22_as_printed)), "",
         "σ of all branches over that of the embedding, which is α_res no more; and Lemma C.1, which fails"),
     "residual-twice": Mistake(
         "a twice, forward and backward", "once: eq. (17)",

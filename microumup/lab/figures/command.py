@@ -142,9 +142,8 @@ def take_committed(figure: Figure, out: Path) -> None:
 
 def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, args: Namespace) -> int:
     """Say what there is to run: of each figure, without what those above it make, and in all."""
-    say = cli.say(args.quiet)
     done, seen, table = load_results(store), set[str](), []
-    paper = setting.name == "paper"
+    say, paper = cli.say(args.quiet), setting.name == "paper"
     for figure in figures:
         jobs = {id: job for id, job in wanted([figure], setting, Supposed()).items() if id not in seen}
         seen |= set(jobs)

@@ -1,0 +1,1 @@
+"""What talks to other implementations: golden vectors, checks of candidates, the doctor."""
