@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from microumup.checkpoint import to_json
 from microumup.config import option_name
 from microumup.parametrization import ALIASES
 
@@ -58,6 +59,10 @@ class Parser(argparse.ArgumentParser):
             option = message.partition(":")[0].partition("/")[0]
             message += f"; if it begins with a -, write {option}=-…"
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def complain(self, message: str) -> None:
+        """Say on stderr, in a line, what went wrong."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
 
 
 class _HelpAll(argparse.Action):
@@ -107,6 +112,13 @@ def few(text: str) -> int:
     return number
 
 
+def picture(text: str) -> Path:
+    """A path whose suffix names a kind of picture."""
+    if Path(text).suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text} does not end with .png, .svg or .pdf")
+    return Path(text)
+
+
 # What several commands take: their words, in which {} is what a command says of its own, and the settings
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "seeds": ("{} (default: %(default)s)", {"type": few, "default": 3, "metavar": "N"}),
@@ -114,7 +126,7 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "workers": ("processes{} (default: %(default)s)", {"type": few, "default": os.cpu_count() or 1, "metavar": "N"}),
     "cluster": ("run as tasks of this dask scheduler instead", {"metavar": "tcp://HOST:PORT"}),
     "device": ("auto, cpu or gpu (default: %(default)s)", {"default": "auto", "metavar": "NAME"}),
-    "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": Path, "metavar": "FILE"}),
+    "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": picture, "metavar": "FILE"}),
     "quiet": ("print nothing but errors, and --json's line", {"action": "store_true"}),
     "json": ("end with a line of JSON: {}", {"action": "store_true"}),
 }
@@ -166,6 +178,12 @@ def given(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The fields of `config` that were given on the command line."""
     names = {field.name for field in fields(config)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in vars(args).items() if name in names}
+
+
+def json_line(args: argparse.Namespace, content: object) -> None:
+    """Print `content` as a line of JSON, where --json asks for it."""
+    if args.json:
+        print(to_json(content))
 
 
 def say(quiet: bool) -> Callable[..., None]:

@@ -1,6 +1,5 @@
 """Text from a trained model: `python -m microumup generate RUN_DIR --prompt "The people "`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from math import inf
@@ -10,7 +9,6 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
-from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, check_least
 from microumup.data import Tokenizer
 from microumup.diverged import Diverged, check_finite
@@ -98,13 +96,11 @@ def main(argv: list[str] | None = None) -> int:
             numbers, params, tokenizer = load_run(args.run_dir, choose_device(args.device))
             tokens = generate(params, numbers, tokenizer.encode(args.prompt), args.tokens, **settings)
         except Diverged as error:
-            print(f"microumup generate: {args.run_dir} {error}", file=sys.stderr)
+            parser.complain(f"{args.run_dir} {error}")
             return 1
     text = tokenizer.decode(tokens)
-    if args.json:
-        print(to_json({"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed}))
-    else:
-        print(args.prompt + text)
+    cli.say(args.json)(args.prompt + text)
+    cli.json_line(args, {"prompt": args.prompt, "text": text, "tokens": len(tokens), "seed": args.seed})
     return 0
 
 

@@ -3,7 +3,6 @@
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from microumup import cli
 from microumup.backend import choose_device
-from microumup.checkpoint import to_json
 from microumup.config import PRESETS, TrainConfig, check_least, option_name
 from microumup.cpu import cores
 from microumup.data import BYTES, Corpus, load_corpus
@@ -65,15 +63,15 @@ def main(argv: list[str] | None = None) -> int:
         with run:
             return _train(run, device, args, say)
     except Diverged as error:
-        print(f"microumup train: {error}", file=sys.stderr)
+        parser.complain(str(error))
         return 1
     except KeyboardInterrupt:
-        print(f"microumup train: interrupted; continue with --resume {run.path}", file=sys.stderr)
+        parser.complain(f"interrupted; continue with --resume {run.path}")
         return 128 + (run.stop.signal or signal.SIGINT)
     except OSError as error:
         if error.filename is None:  # not the run's: standard output is gone
             raise
-        print(f"microumup train: {error}; mend it and continue with --resume {run.path}", file=sys.stderr)
+        parser.complain(f"{error}; mend it and continue with --resume {run.path}")
         return 1
 
 
@@ -129,8 +127,7 @@ def _train(run: RunDir, device: str, args: argparse.Namespace, say: Callable[...
         prompt = corpus.tokenizer.encode("\n")
         sample = generate(trainer.params, trainer.plan, prompt, 300, temperature=0.5, seed=c.seed)
         say(f"\n--- a sample; more with: microumup generate {run.path}\n{corpus.tokenizer.decode(sample)}\n---")
-    if args.json:
-        print(to_json(result))
+    cli.json_line(args, result)
     return 0
 
 

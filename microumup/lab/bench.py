@@ -11,21 +11,19 @@ to the faster.
     D   width 256, sequences of 256, 4 in a batch, 32,000 tokens
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from microumup import cli, fused
 from microumup.backend import Array
-from microumup.checkpoint import to_json
 from microumup.config import TrainConfig, check_least
 from microumup.data import BYTES, ByteTokenizer, Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
@@ -59,8 +57,6 @@ FP8_SHAPES: Sequence[Shape] = (
 
 
 # ---- Programs: each a function that takes a whole training step on one and the same batch ----
-
-
 def new_program(name: str, shape: Shape, threads: int) -> Program:
     """Our step in the scheme `name`, or that of the peer `name`, whose AdamW is fused if FUSED stands behind it."""
     peer = name.removesuffix(FUSED)
@@ -102,17 +98,13 @@ def our_loss_and_gradients(shape: Shape, threads: int, scheme: str) -> tuple[flo
 
 def disagreement(ours: tuple[float, dict[str, Array]], theirs: tuple[float, dict[str, Array]]) -> tuple[str, float]:
     """Name of what differs most, the loss or the gradient of a weight, and by how much of its size."""
-    (loss, grads), (their_loss, their_grads) = ours, theirs
-    found = {"the loss": abs(loss - their_loss) / abs(their_loss)}
-    for name, grad in their_grads.items():
-        found[f"the gradient of {name}"] = float(np.linalg.norm(grads[name] - grad) / np.linalg.norm(grad))
-    worst = max(found, key=lambda what: np.inf if np.isnan(found[what]) else found[what])
-    return worst, found[worst]
+    pairs: dict[str, tuple[Any, Any]] = {"the loss": (ours[0], theirs[0])}
+    pairs |= {f"the gradient of {name}": (ours[1][name], gradient) for name, gradient in theirs[1].items()}
+    off = {what: float(np.linalg.norm(a - b) / np.linalg.norm(b)) for what, (a, b) in pairs.items()}
+    return max(off.items(), key=lambda found: np.inf if np.isnan(found[1]) else found[1])
 
 
 # ---- Time and memory ----
-
-
 def take_turns(
     programs: dict[str, Program], rounds: int, *, progress: bool = False, what: str = ""
 ) -> dict[str, Array]:
@@ -131,29 +123,20 @@ def median_ms(times: dict[str, Array]) -> dict[str, float]:
     return {name: 1000 * float(np.median(seconds)) for name, seconds in times.items()}
 
 
-class Ratio(NamedTuple):
-    """Median and quartiles of the ratios of two programs' times, turn by turn."""
-
-    ratio: float
-    low: float
-    high: float
-
-
-def ratio(ours: Array, theirs: Array) -> Ratio:
-    """Ratio of two rows of times, taken in turns."""
+def ratio(ours: Array, theirs: Array) -> tuple[float, float, float]:
+    """Ratio of two programs' times: the median and both quartiles of the ratios turn by turn."""
     of_turns = (ours / theirs).tolist()
-    low, _, high = quantiles(of_turns, n=4) if len(of_turns) > 1 else of_turns * 3
-    return Ratio(median(of_turns), low, high)
+    low, middle, high = quantiles(of_turns, n=4) if len(of_turns) > 1 else of_turns * 3
+    return middle, low, high
 
 
 def peak_growth(program: str, shape: Shape, threads: int) -> float | None:
     """MiB that three steps of a program need at most, beyond what its own process has when all is imported; None where
     there is no /proc, that is elsewhere than on Linux."""
-    return run_all(_grow, [(program, shape, threads)], 1)[0]
+    return run_all(partial(_grow, program, shape), [threads], 1)[0]
 
 
-def _grow(job: tuple[str, Shape, int]) -> float | None:
-    program, shape, threads = job
+def _grow(program: str, shape: Shape, threads: int) -> float | None:
     if not Path("/proc/self/status").exists():
         return None
     new_program(program, TINY, threads)()  # what is only imported by a step
@@ -172,8 +155,6 @@ def _kib(key: str) -> int:
 
 
 # ---- What is measured, as `--json` puts it out ----
-
-
 class Disagreement(Exception):
     """A peer computes something else than we do."""
 
@@ -202,16 +183,15 @@ def bench(name: str, peers: Sequence[str], threads: int, rounds: int, *, progres
     step_ms = median_ms(times)
     fastest = {peer: min((peer, peer + FUSED), key=step_ms.__getitem__) for peer in peers}
     ratios = {peer: ratio(times[TWINS[peer].scheme], times[fastest[peer]]) for peer in peers}
-    to_products = ratio(times[OURS], times[PRODUCTS])
+    gemm_ratio, *gemm_spread = ratio(times[OURS], times[PRODUCTS])
     measured = bar([*schemes, *fastest.values()], progress=progress, desc=f"config {name}, memory")
     return {
         "config": name, "threads": threads, "rounds": rounds, "agreement": agreement, "step_ms": step_ms,
         "fastest": fastest,
-        "ratio_to": {peer: r.ratio for peer, r in ratios.items()},
-        "ratio_to_spread": {peer: [r.low, r.high] for peer, r in ratios.items()},
-        "umup_over_sp": ratio(times["umup"], times["sp"]).ratio if "sp" in times else None,
-        "gemm_ratio": to_products.ratio, "gemm_ratio_spread": [to_products.low, to_products.high],
-        "gemm_share": 1 / to_products.ratio,
+        "ratio_to": {peer: middle for peer, (middle, *_) in ratios.items()},
+        "ratio_to_spread": {peer: quartiles for peer, (_, *quartiles) in ratios.items()},
+        "umup_over_sp": ratio(times["umup"], times["sp"])[0] if "sp" in times else None,
+        "gemm_ratio": gemm_ratio, "gemm_ratio_spread": gemm_spread, "gemm_share": 1 / gemm_ratio,
         "gemm_gflops": sum(call.gemm_flops for call in calls) / step_ms[PRODUCTS] / 1e6,
         "peak_growth_mib": {program: peak_growth(program, shape, threads) for program in measured},
     }  # fmt: skip
@@ -231,7 +211,7 @@ def by_pair(name: str, threads: int, rounds: int, *, progress: bool) -> dict[str
         trainer.kernels = {other: pair for other, pair in fused.KERNELS.items() if other is not op}
         programs[op.__name__ if op else ""] = partial(trainer.update, 0)
     times = take_turns(programs, rounds, progress=progress, what=f"config {name}, pairs")
-    return {op: ratio(seconds, times[""]).ratio - 1 for op, seconds in times.items() if op}
+    return {op: ratio(seconds, times[""])[0] - 1 for op, seconds in times.items() if op}
 
 
 def count(name: str) -> dict[str, Any]:
@@ -243,7 +223,7 @@ def count(name: str) -> dict[str, Any]:
 def compare(name: str, ours: Program, theirs: Program, rounds: int) -> dict[str, Any]:
     """Median times when the two take turns, and their ratio with its quartiles."""
     times = take_turns({"ours_ms": ours, "theirs_ms": theirs}, rounds)
-    return {"name": name} | median_ms(times) | ratio(*times.values())._asdict()
+    return {"name": name} | median_ms(times) | dict(zip(("ratio", "low", "high"), ratio(*times.values()), strict=True))
 
 
 def fp8_programs() -> Iterator[tuple[str, Program, Program]]:
@@ -262,21 +242,18 @@ def fp8_programs() -> Iterator[tuple[str, Program, Program]]:
 
 
 # ---- The command ----
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command `bench`."""
     parser = cli.Parser("bench", f"{__doc__}\nEnds with 1 when a peer computes something else.")
-    parser.add_argument("--config", nargs="+", choices=CONFIGS, metavar="NAME", help="A, B, C or D (default: A)")
-    parser.add_argument(
-        "--vs", action="append", choices=TWINS, metavar="PEER", help="torch or unit-scaling; repeatable"
-    )
-    parser.add_argument("--threads", type=cli.whole, default=1, metavar="N", help="of each program (1)")
-    parser.add_argument("--rounds", type=cli.whole, default=15, metavar="N", help="turns to take the median of (15)")
-    parser.add_argument("--widths", action="store_true", help="our step at widths 32 to 512 too, all else as in A")
-    parser.add_argument("--pairs", action="store_true", help="what each pair of fused.py gains, of our step")
-    parser.add_argument("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
-    parser.add_argument("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
+    add = parser.add_argument
+    add("--config", nargs="+", choices=CONFIGS, metavar="NAME", help="A, B, C or D (default: A)")
+    add("--vs", action="append", choices=TWINS, metavar="PEER", help="torch or unit-scaling; repeatable")
+    add("--threads", type=cli.whole, default=1, metavar="N", help="of each program (1)")
+    add("--rounds", type=cli.whole, default=15, metavar="N", help="turns to take the median of (15)")
+    add("--widths", action="store_true", help="our step at widths 32 to 512 too, all else as in A")
+    add("--pairs", action="store_true", help="what each pair of fused.py gains, of our step")
+    add("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
+    add("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
     cli.shared(parser, "quiet", json="all that was measured")
     args = parser.parse_args(argv)
     say, progress = cli.say(args.quiet), not args.quiet
@@ -290,33 +267,33 @@ def main(argv: list[str] | None = None) -> int:
         configs = list(dict.fromkeys(args.config or ["A"]))
         for name in configs:
             TrainConfig(**CONFIGS[name], threads=args.threads)
-    found: dict[str, Any] = {}
     if args.fp8:
         pairs = bar(fp8_programs(), progress=progress, total=2 + len(FP8_SHAPES), unit="comparison")
-        found = {"comparisons": [compare(name, ours, theirs, args.rounds) for name, ours, theirs in pairs]}
-        say(comparison_table(found["comparisons"]))
+        comparisons = [compare(name, ours, theirs, args.rounds) for name, ours, theirs in pairs]
+        found: dict[str, Any] = {"comparisons": comparisons}
+        say(comparison_table(comparisons))
     else:
         benches = []
         for name in configs:
             try:
-                benches.append(bench(name, peers, args.threads, args.rounds, progress=progress))
+                b = bench(name, peers, args.threads, args.rounds, progress=progress)
             except Disagreement as error:
-                print(f"microumup bench: config {name}: {error}", file=sys.stderr)
+                parser.complain(f"config {name}: {error}")
                 return 1
-            say(bench_table(benches[-1]))
+            benches.append(b)
+            say(bench_table(b))
             if args.pairs:
-                benches[-1]["pairs"] = by_pair(name, args.threads, args.rounds, progress=progress)
-                say("gain: " + ", ".join(f"{op} {gain:+.1%}" for op, gain in benches[-1]["pairs"].items()))
+                b["pairs"] = by_pair(name, args.threads, args.rounds, progress=progress)
+                say("gain: " + ", ".join(f"{op} {gain:+.1%}" for op, gain in b["pairs"].items()))
             if args.ledger:
-                benches[-1]["ledger"] = count(name)
-                say(ledger_table(**benches[-1]["ledger"]))
+                b["ledger"] = count(name)
+                say(ledger_table(**b["ledger"]))
         found = benches[0] if len(benches) == 1 else {"benches": benches}
         if args.widths:
             found["widths"] = by_width(args.threads, args.rounds, progress=progress)
             steps = (f"{ms:.1f} ms" for ms in found["widths"].values())
             say("\n" + text_table([["width", *found["widths"]], ["step", *steps]], "<" + ">" * len(WIDTHS)))
-    if args.json:
-        print(to_json(found))
+    cli.json_line(args, found)
     return 0
 
 

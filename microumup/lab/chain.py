@@ -23,7 +23,6 @@ So the map is exact from any row to any other. What it cannot carry over, and `c
 row is not θ C, and where a fresh weight there is not θ times one here. What all C have in common is a matter of η.
 """
 
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields
@@ -35,8 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup.backend import Array
-from microumup.checkpoint import to_json
-from microumup.cli import Parser, bad_input, few, say, shared, whole
+from microumup.cli import Parser, bad_input, few, json_line, say, shared
 from microumup.config import ModelConfig, check_least, option_name
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
@@ -48,18 +46,10 @@ from microumup.plan import Plan, gradient_constants, plan
 Moments = dict[str, Arrays]  # by "m" and "v"
 
 
-class Moved(NamedTuple):
-    """A checkpoint in another scheme, and a sentence for each thing that training on from it will not keep."""
-
-    params: Arrays
-    moments: Moments
-    changes: list[str]
-
-
-def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
+def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> tuple[Arrays, Moments]:
     """Weights and moments of `source` as those of `target`; the number of updates stays what it is.
 
-    `moments` are AdamW's, or none of SGD. Where `changes` is empty Adam stays on its trajectory at ε = 0, with weight
+    `moments` are AdamW's, or none of SGD. Where `changes` finds none Adam stays on its trajectory at ε = 0, with weight
     decay that is independent of C. SGD, which has no C, does with the gradient constants of `target` over θ². Raises
     ValueError where source and target cannot be the same network, or cast to FP8, through which no factor passes
     unchanged.
@@ -76,7 +66,7 @@ def move(params: Arrays, moments: Moments, source: Plan, target: Plan) -> Moved:
     of_g = {name: moved_c[name] / c[name] / theta[name] for name in theta}
     power = {"m": 1, "v": 2}
     moved = {k: {name: a * of_g[name] ** power[k] for name, a in arrays.items()} for k, arrays in moments.items()}
-    return Moved({name: w * theta[name] for name, w in params.items()}, moved, changes(source, target))
+    return {name: w * theta[name] for name, w in params.items()}, moved
 
 
 def weight_factors(source: Plan, target: Plan) -> Factors:
@@ -211,9 +201,9 @@ def measure(link: Link, source: Plan, target: Plan, *, steps: int = 30, seed: in
     train(source, half, batches[:steps])
 
     def differences(moved_C: Factors, eps: float = 0.0) -> Array:
-        here, moved = deepcopy(half), move(half.params, half.moments, source, target)
-        there = AdamW(moved.params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
-        there.moments, there.updates = moved.moments, half.updates
+        here, (params, moments) = deepcopy(half), move(half.params, half.moments, source, target)
+        there = AdamW(params, moved_C, lr=lr * lr_factor, weight_decay=2**-13, eps=eps)
+        there.moments, there.updates = moments, half.updates
         here.eps = eps
         return np.abs(train(target, there, batches[steps:]) - train(source, here, batches[steps:]))
 
@@ -255,8 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("chain", __doc__ or "")
     words = {f.name: f.metadata["help"] for f in fields(ModelConfig) if f.name in SIZES}
     for name, text in (words | {"steps": "updates before the move, and again after it"}).items():
-        described = f"{text} (default: %(default)s)"
-        parser.add_argument(option_name(name), type=whole if name == "seed" else few, metavar="N", help=described)
+        parser.add_argument(option_name(name), type=few, metavar="N", help=f"{text} (default: %(default)s)")
     parser.set_defaults(**SIZES, steps=30)
     shared(parser, "quiet", seed="of the initial weights and the text", json="passed, and all steps")
     args = parser.parse_args(argv)
@@ -268,9 +257,8 @@ def main(argv: list[str] | None = None) -> int:
         found.append(measure(link, *pair, steps=args.steps, seed=args.seed))
         _print(found[-1], say(args.quiet))
     if failed := [f"{f['source']} -> {f['target']}" for f in found if not f["passed"]]:
-        print(f"microumup chain: not what the row says: {', '.join(failed)}", file=sys.stderr)
-    if args.json:
-        print(to_json({"passed": not failed, "steps": found}))
+        parser.complain(f"not what the row says: {', '.join(failed)}")
+    json_line(args, {"passed": not failed, "steps": found})
     return 1 if failed else 0
 
 
@@ -285,6 +273,5 @@ def _print(found: dict[str, Any], echo: Callable[..., None]) -> None:
     measured = ", ".join(f"{worst:.1e} at ε = {eps}" for eps, worst in found["losses"].items())
     echo(f"    losses differ by {found['forward']:.1e} after the move; along training by {measured}, "
          f"{found['with_needed_C']:.1e} with C = θ C")  # fmt: skip
-    echo(f"    {'ok' if found['passed'] else 'FAIL'}  {found['verdict']}" + ", because" * bool(found["changes"]))
-    for change in found["changes"]:
-        echo(f"        {change}")
+    verdict = f"    {'ok' if found['passed'] else 'FAIL'}  {found['verdict']}" + ", because" * bool(found["changes"])
+    echo("\n        ".join([verdict, *found["changes"]]))

@@ -8,7 +8,6 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.checkpoint import to_json
 from microumup.data import BYTES, load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
@@ -98,14 +97,12 @@ def table(curves: list[Curve]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `curve`."""
-    parser = cli.Parser(
-        "curve", "Loss along training of one run or several, and what counting bytes would know.", operands="RUN_DIR …"
-    )
+    description = "Loss along training of one run or several, and what counting bytes would know."
+    parser = cli.Parser("curve", description, operands="RUN_DIR …")
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs that train wrote")
     cli.shared(parser, "plot", "quiet", json="by run its smoothed losses and the step of the first, from 1; entropies")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        pic.check_path(args.plot)
         run_dirs = list({path.resolve(): path for path in args.run_dirs}.values())
         configs, losses = map(list, zip(*map(read_run, run_dirs), strict=True))
         entropies = _entropies(configs)
@@ -120,10 +117,9 @@ def main(argv: list[str] | None = None) -> int:
         say(f"entropy of a byte given the {order} before it: {entropy:.3f}")
     if not entropies:
         say("no entropies beside them: they are known where all runs are on the corpus sotu, in bytes")
-    if args.json:
-        points = {curve.label: curve.losses.tolist() for curve in curves}
-        first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
-        print(to_json({"curves": points, "first_step": first, "entropies": entropies}))
+    points = {curve.label: curve.losses.tolist() for curve in curves}
+    first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
+    cli.json_line(args, {"curves": points, "first_step": first, "entropies": entropies})
     return 0
 
 
@@ -147,9 +143,8 @@ def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) 
         text = f"entropy of a byte given the {order} before it".replace("the 1 before", "the one before")
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
         ax.annotate(text, (0.995, entropy), **place, ha="right", va="top", color="dimgray")
-    ax.set(xlabel="step", ylabel=f"training loss (nats per {unit})")
-    lowest = min([*entropies, *(float(curve.losses.min()) for curve in curves)])
-    ax.set_ylim(bottom=lowest - 0.2)  # room for the lowest line's words
+    bottom = min([*entropies, *(float(curve.losses.min()) for curve in curves)]) - 0.2  # room for the lowest's words
+    ax.set(xlabel="step", ylabel=f"training loss (nats per {unit})", ylim=(bottom, None))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     pic.save(figure, path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from microumup import cli
-from microumup.checkpoint import to_json
 from microumup.config import PRESETS, TrainConfig
 from microumup.interop import doctor
 from microumup.lab.tables import text_table
@@ -215,11 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     if groups:
         symptoms = doctor.examine(config, groups)
         cli.say(args.quiet)(doctor.report(config, groups, symptoms))
-        if args.json:
-            print(to_json({"passed": not symptoms, "symptoms": symptoms}))
+        cli.json_line(args, {"passed": not symptoms, "symptoms": symptoms})
         return 1 if symptoms else 0
     ledger = explain(config)
     cli.say(args.quiet)(report(config, ledger).rstrip())
-    if args.json:
-        print(to_json(ledger))
+    cli.json_line(args, ledger)
     return 0

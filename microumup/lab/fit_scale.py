@@ -24,7 +24,6 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.checkpoint import to_json
 from microumup.engine import Op, Tensor, backpropagate
 from microumup.lab.tables import text_table
 from microumup.multipliers import log_interpolate
@@ -269,9 +268,8 @@ def main(argv: list[str] | None = None) -> int:
         alphas = [2.0**octave for octave in range(-args.octaves, args.octaves + 1)]
         text, rule, measured = report(name, subject, alphas)
     cli.say(args.quiet)(text)
-    if args.json:
-        numbers = {"c": rule.c, "upper": rule.upper, "lower": rule.lower, "error": rule.error, "form": rule.form.words}
-        print(to_json(numbers | {"measured": measured}))
+    numbers = {"c": rule.c, "upper": rule.upper, "lower": rule.lower, "error": rule.error, "form": rule.form.words}
+    cli.json_line(args, numbers | {"measured": measured})
     return 0
 
 

@@ -4,11 +4,9 @@ Each scheme is trained in float32 and with every linear's x, w and dy cast to FP
 differ is in the last column: at initialization µP's gradients dy are so small that E4M3 turns them into zeros.
 """
 
-import sys
 from pathlib import Path
 
 from microumup import cli
-from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures.figure import data_of
 from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
@@ -38,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{work} in {STORE}", flush=True)  # it takes a minute or more, and without a terminal no bar says so
         known, errors = collect([FIG1_RIGHT], setting, STORE, workers=args.workers, progress=not args.quiet)
     for id, error in errors.items():
-        print(f"microumup fp8-gap: run {id} failed: {error}", file=sys.stderr)
+        parser.complain(f"run {id} failed: {error}")
     if errors:
         return 1
     rows = data_of(FIG1_RIGHT, setting, known).runs
@@ -50,11 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     say(table(found, gaps, flushed))
     verdict = "holds" if passed else "does not hold"
     say(f"\n{verdict}: u-µP within {ALLOWED} nats of its float32 loss, µP at least {RUINED:g} above its own")
-    if args.json:
-        columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
-        each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
-        listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
-        print(to_json({"passed": passed, "gaps": gaps, "flushed": flushed, "runs": listed}))
+    columns = ("fp8", "seed", "loss", "flushed")  # loss: None if it diverged
+    each = [(name, run) for name, runs in found.items() for pair in runs for run in pair]
+    listed = [{"scheme": name} | {column: run[column] for column in columns} for name, run in each]
+    cli.json_line(args, {"passed": passed, "gaps": gaps, "flushed": flushed, "runs": listed})
     return 0 if passed else 1
 
 

@@ -15,7 +15,6 @@ mends: the cosine to the true gradient falls below 1.
 For an implementation of your own there are `check_pair`, `check_factors` and `check_model`.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,14 +24,13 @@ from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from microumup import fused, ops
 from microumup.backend import Array
-from microumup.checkpoint import to_json
-from microumup.cli import Parser, bad_input, say, shared
+from microumup.cli import Parser, bad_input, json_line, say, shared
 from microumup.config import ModelConfig, check_least
 from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
+from microumup.lab.workers import bar
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES
@@ -140,9 +138,8 @@ def check_model(config: ModelConfig, seed: int = 0, sample: int = 16) -> list[Re
 def derivatives(f: Callable[[Array], float], x: Array, along: Array) -> Array:
     """f'(x) along each of the directions u: (8 (f(x+hu) - f(x-hu)) - (f(x+2hu) - f(x-2hu))) / 12h, off by O(h⁴)."""
     h = 2e-4 * (float(np.sqrt(np.mean(x * x))) or 1.0)  # h⁴ and the rounding, 1e-16/h, are then both small
-    near = np.array([f(x + h * u) - f(x - h * u) for u in along])
-    far = np.array([f(x + 2 * h * u) - f(x - 2 * h * u) for u in along])
-    return (8 * near - far) / (12 * h)
+    differences = [8 * (f(x + h * u) - f(x - h * u)) - (f(x + 2 * h * u) - f(x - 2 * h * u)) for u in along]
+    return np.array(differences) / (12 * h)
 
 
 def directions(shape: tuple[int, ...], sample: int) -> Array:
@@ -205,6 +202,13 @@ def cases(seed: int = 0) -> list[Case]:
     return plain + [Case(*fused.KERNELS[op], *rest) for op, *rest in found if op in fused.KERNELS]
 
 
+def check_ops(seed: int = 0) -> list[Result]:
+    """(1) and (2) of every case."""
+    pairs = cases(seed)
+    results = [r for c in pairs for r in check_pair(*c[:3], **c.settings)]
+    return results + [r for c in pairs if c.scale for r in check_factors(*c[:3], c.scale, c.expected, **c.settings)]
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python -m microumup gradcheck`: 0 when every check holds, 1 when one does not, 2 on a bad argument."""
     parser = Parser("gradcheck", __doc__ or "")
@@ -216,22 +220,15 @@ def main(argv: list[str] | None = None) -> int:
     with bad_input(parser):
         check_least(args, seed=0)
         configs = [tiny_config(scheme) for scheme in args.scheme]
-    results, pairs = list[Result](), cases(args.seed)
-    for case in pairs:
-        results += check_pair(*case[:3], **case.settings)
-    for case in pairs:
-        if case.scale:
-            results += check_factors(*case[:3], case.scale, case.expected, **case.settings)
-    # with None, tqdm is silent where there is no terminal
-    for config in tqdm(configs, desc="models", leave=False, disable=True if args.quiet else None):
+    results = check_ops(args.seed)
+    for config in bar(configs, progress=not args.quiet, desc="models"):
         results += check_model(config, args.seed)
 
     failed = [r.name for r in results if not r.passed]
     _print_table(results, say(args.quiet), verbose=args.verbose)
     if failed:
-        print(f"microumup gradcheck: {len(failed)} checks failed: {', '.join(failed)}", file=sys.stderr)
-    if args.json:
-        print(to_json({"passed": not failed, "checks": results}))
+        parser.complain(f"{len(failed)} checks failed: {', '.join(failed)}")
+    json_line(args, {"passed": not failed, "checks": results})
     return 1 if failed else 0
 
 
@@ -244,17 +241,15 @@ def _print_table(results: list[Result], echo: Callable[..., None], *, verbose: b
            f"measured/predicted within {CONSTANT_TOLERANCE:g} of 1",
     }  # fmt: skip
     for part, title in titles.items():
-        echo(title)
         heading = f"    {'':54}{'1 - cosine' if part == 3 else 'error':>10}{'predicted':>13}{'measured':>13}"
-        if verbose:
-            echo(heading)
+        echo(title + f"\n{heading}" * verbose)
         for family, group in groupby((r for r in results if r.part == part), key=lambda r: r.name.split()[0]):
             checks = list(group)
-            shown = checks if verbose else [r for r in checks if not r.passed]
+            shown = [r for r in checks if verbose or not r.passed]
             if not verbose:
                 worst = f"the worst {_largest(r.error for r in checks):.1e}"
                 off = _largest(abs(r.measured / r.predicted - 1) for r in checks)
-                worst += f", measured/predicted off by {off:.1e}" if part == 3 else ""
+                worst += f", measured/predicted off by {off:.1e}" * (part == 3)
                 verdict = f"{len(shown)} wrong:\n{heading}" if shown else "ok"
                 echo(f"    {family:28}{len(checks):3} checks, {worst}  {verdict}")
             for r in shown:

@@ -20,7 +20,7 @@ import threading
 import tracemalloc
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from traceback import walk_stack
@@ -34,17 +34,16 @@ from numpy.lib.stride_tricks import as_strided
 from microumup.backend import Array
 from microumup.cpu import Threads
 
-MAKERS = (
-    "empty", "zeros", "ones", "full", "array", "asarray", "ascontiguousarray", "arange", "frombuffer", "eye",
-)  # fmt: skip
+MAKERS = ("empty", "zeros", "ones", "full", "array", "asarray", "ascontiguousarray", "arange", "frombuffer", "eye")
 PRODUCTS = ("matmul", "dot")
+COPIERS = ("astype", "copy", "reshape", "ravel", "flatten")  # methods of arrays, always or when they have to
 
 
 class Place(NamedTuple):
     """Where an operand lies: enough to make another that lies in the same way."""
 
-    address: int
-    span: int  # bytes from its first to its last
+    start: int  # address of its first byte, that of its first element, as no stride is negative here
+    end: int  # behind its last
     shape: tuple[int, ...]
     strides: tuple[int, ...]  # in bytes
     dtype: Any
@@ -59,7 +58,7 @@ class Call(NamedTuple):
     other_flops: int
     bytes: int
     thread: int
-    places: tuple[Place, ...] = ()
+    places: Sequence[Place] = ()
 
 
 class Counted(np.ndarray[Any, Any]):
@@ -103,8 +102,8 @@ class Counted(np.ndarray[Any, Any]):
             _note("put", (value,), target)
 
 
-def _copying(name: str) -> Callable[..., Any]:
-    """A method of ndarray that copies, always or when it has to."""
+def _heard(name: str) -> Callable[..., Any]:
+    """A method of ndarray that puts down what it does, unless it is a view."""
     method = getattr(np.ndarray, name)
 
     def counted(self: Counted, *args: Any, **kwargs: Any) -> Any:
@@ -116,8 +115,8 @@ def _copying(name: str) -> Callable[..., Any]:
     return counted
 
 
-for _name in ("astype", "copy", "reshape", "ravel", "flatten", "argsort"):
-    setattr(Counted, _name, _copying(_name))
+for _name in (*COPIERS, "argsort"):
+    setattr(Counted, _name, _heard(_name))
 
 
 def _plain(x: Any) -> Any:
@@ -140,26 +139,21 @@ def _arrays(x: Any) -> Iterator[Array]:
 def _note(function: str, inputs: tuple[Any, ...], result: Any) -> None:
     operands = list(map(_plain, _arrays(inputs)))
     results = list(map(_plain, _arrays(result))) or [np.asarray(result)]
-    moved = sum(x.nbytes for x in (*operands, *results))
+    arrays = [*operands, *results]
     gemm = other = 0
-    places: tuple[Place, ...] = ()
+    places: list[Place] = []
     if function in PRODUCTS:
         a, b = operands
         flops = 2 * results[0].size * a.shape[-1]
         # one with a vector, or with a matrix of a single row or column, is a sum or a scaling
         if min(a.ndim, b.ndim) > 1 and min(*a.shape[-2:], b.shape[-1]) > 1:
-            gemm, places = flops, tuple(map(_place, (a, b, results[0])))
+            gemm, places = flops, [Place(*byte_bounds(x), x.shape, x.strides, x.dtype) for x in arrays]
         else:
             other = flops
-    elif function not in ("take", "put", "astype", "copy", "reshape", "ravel", "flatten", "concatenate"):
-        other = max(x.size for x in (*operands, *results))
+    elif function not in ("take", "put", "concatenate", *COPIERS):
+        other = max(x.size for x in arrays)
+    moved = sum(x.nbytes for x in arrays)
     Counted.calls.append(Call(_caller(), function, gemm, other, moved, threading.get_ident(), places))
-
-
-def _place(x: Array) -> Place:
-    low, high = byte_bounds(x)
-    assert low == x.ctypes.data, "strides are not negative here"
-    return Place(low, high - low, x.shape, x.strides, x.dtype)
 
 
 def _caller() -> str:
@@ -249,16 +243,16 @@ def products_alone(calls: list[Call]) -> Callable[[], Any]:
 def _arena(places: list[Place]) -> Callable[[Place], Array]:
     """Memory for arrays that lie to each other as `places` do: a function from a place to its array."""
     spans: list[list[int]] = []  # from, to: each of places that overlap
-    for place in sorted(places, key=lambda place: place.address):
-        if not spans or place.address >= spans[-1][1]:
-            spans.append([place.address, 0])
-        spans[-1][1] = max(spans[-1][1], place.address + place.span)
+    for place in sorted(places):
+        if not spans or place.start >= spans[-1][1]:
+            spans.append([place.start, 0])
+        spans[-1][1] = max(spans[-1][1], place.end)
     rng = np.random.default_rng(0)
     buffers = [rng.standard_normal(-(-(end - start) // 4), dtype=np.float32).view(np.uint8) for start, end in spans]
 
     def array(place: Place) -> Array:
-        i = bisect_right(spans, place.address, key=lambda span: span[0]) - 1
-        head = buffers[i][place.address - spans[i][0] :][: place.span].view(place.dtype)
+        i = bisect_right(spans, place.start, key=lambda span: span[0]) - 1
+        head = buffers[i][place.start - spans[i][0] : place.end - spans[i][0]].view(place.dtype)
         return as_strided(head, place.shape, place.strides)
 
     return array

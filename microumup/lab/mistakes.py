@@ -45,7 +45,6 @@ def planted(mistake: Mistake) -> Iterator[None]:
 
 
 # ---- What they are made of ----
-
 UMUP = SCHEMES["umup"]
 
 
@@ -123,7 +122,6 @@ attention_of_its_length.__name__ = "attention"  # the pair it runs is attention'
 embedding, hidden, readout, residual = UMUP.input, UMUP.hidden, UMUP.output, UMUP.residual
 
 # ---- The zoo ----
-
 ZOO = {
     "nothing": Mistake("umup as it is", "", []),
     "hidden-lr-inverse": Mistake(

@@ -13,14 +13,6 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )  # fmt: skip
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)  # for lines, the most distinct first
 
-SUFFIXES = (".png", ".svg", ".pdf")
-
-
-def check_path(path: Path | None) -> None:
-    """Raise ValueError, before any work is done, when `--plot` names a file of no known kind."""
-    if path and path.suffix not in SUFFIXES:
-        raise ValueError(f"--plot: {path} does not end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-
 
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib Figure of that many inches. Raises ValueError without matplotlib."""

@@ -16,7 +16,6 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
-from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
 from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
@@ -95,8 +94,7 @@ def loss_with_logits(params: Params, tokens: Array, targets: Array, numbers: Pla
 def kept_loss(params: Arrays, tokens: Array, targets: Array, config: ModelConfig, device: str = "cpu") -> Tensor:
     """The loss on tokens and targets (B, T), with all gradients taken and the whole tape kept."""
     leaves = {name: Tensor(to_device(w, device), name) for name, w in params.items()}
-    ids, hits = to_device(tokens, device), to_device(targets, device)
-    out = loss_with_logits(leaves, ids, hits, plan(config, tokens.size))
+    out = loss_with_logits(leaves, to_device(tokens, device), to_device(targets, device), plan(config, tokens.size))
     backpropagate(out, keep=True)
     return out
 
@@ -123,7 +121,6 @@ def main(argv: list[str] | None = None) -> int:
     cli.shared(parser, "device", "plot", "quiet", json="the formats; the tensors by step")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
-        pic.check_path(args.plot)
         title, logged, expected = _look(args)
     shown = {step: logged[step] for step in (min(logged), max(logged))}
     say = cli.say(args.quiet)
@@ -138,9 +135,8 @@ def main(argv: list[str] | None = None) -> int:
             rms = {step: {name: r.rms for name, r in ranges.items()} for step, ranges in logged.items()}
             plot(args.plot, rms, title)
         say(f"\ndrawn to {args.plot}")
-    if args.json:
-        formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
-        print(to_json({"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {})))
+    formats = {fmt.name: limits(fmt) for fmt in FORMATS.values()}
+    cli.json_line(args, {"formats": formats, "steps": shown} | ({"expected_rms": expected} if expected else {}))
     return 0
 
 
@@ -233,7 +229,7 @@ def _line(r: Range) -> str:
 # ---- The picture ----
 # a linear's marker and colour
 COLOURS = (pic.BLACK, pic.ORANGE, pic.SKY, pic.GREEN, pic.YELLOW, pic.BLUE, pic.VERMILION, pic.PURPLE)
-STYLES = {
+LINEAR_STYLES = {
     kind: {"marker": marker, "color": colour, "markeredgecolor": "black", "markeredgewidth": 0.3}
     for kind, marker, colour in zip(LINEARS, "o^vDs<>P", COLOURS, strict=True)
 }
@@ -258,10 +254,10 @@ def draw_limits(ax: Any, *, words: bool) -> None:
 def draw_along(ax: Any, rms: dict[int, dict[str, float | None]], tensor: str, *, words: bool) -> None:
     """Draw the RMS of one tensor, x, w or dy, of every linear against the step; None leaves a hole."""
     for name in next(iter(rms.values())):
-        node, _, kind = name.rpartition(".")
+        *_, linear, kind = name.split(".")
         if kind == tensor:
             along = [tensors[name] or nan for tensors in rms.values()]
-            ax.plot(list(rms), along, markersize=4, linewidth=1.2, **STYLES[node.rpartition(".")[2]])
+            ax.plot(list(rms), along, markersize=4, linewidth=1.2, **LINEAR_STYLES[linear])
     draw_limits(ax, words=words)
 
 
@@ -279,18 +275,16 @@ def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
     axes = figure.subplot_mosaic(panels, sharey=True)
     for step in steps:
         for name, value in rms[step].items():
-            node, _, tensor = name.rpartition(".")
-            kind = node.rpartition(".")[2]
-            place = TENSORS.index(tensor) + (LINEARS.index(kind) - 3.5) / 10
-            axes[step].plot(place, value, **STYLES[kind])
+            *_, linear, tensor = name.split(".")
+            place = TENSORS.index(tensor) + (LINEARS.index(linear) - 3.5) / 10
+            axes[step].plot(place, value, **LINEAR_STYLES[linear])
         draw_limits(axes[step], words=step == steps[-1])
-        axes[step].set_title(f"step {step}")
-        axes[step].set_xticks(range(len(TENSORS)), TENSORS)
+        axes[step].set(title=f"step {step}", xticks=range(len(TENSORS)), xticklabels=TENSORS)
     for tensor in TENSORS if len(steps) > 1 else ():
         draw_along(axes[tensor], dict(rms), tensor, words=False)  # type: ignore[arg-type]
         axes[tensor].set(title=f"{tensor} of every linear", xlabel="step")
     axes[steps[0]].set_ylabel("RMS")
-    keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in STYLES.values()]
+    keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in LINEAR_STYLES.values()]
     figure.legend(keys, LINEARS, loc="outside right center", title="a marker is a linear,\na layer each")
     figure.suptitle(title)
     pic.save(figure, path)

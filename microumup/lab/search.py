@@ -83,11 +83,10 @@ def grid(base: dict[str, Any], axes: Sequence[Axis], seeds: int) -> list[TrainCo
 
     Raises ValueError for a combination that TrainConfig refuses.
     """
-    names, lists = [name for name, _ in axes], [values for _, values in axes]
-    if (runs := prod(map(len, lists)) * seeds) > MOST:
+    if (runs := prod(len(values) for _, values in axes) * seeds) > MOST:
         raise ValueError(f"--grid: {runs:,} runs are more than {MOST:,}; name fewer values, or take --random")
-    points = [dict(zip(names, values, strict=True)) for values in product(*lists)]
-    return [config for point in points for config in with_seeds(base | point, seeds)]
+    points = product(*([(name, value) for value in values] for name, values in axes))
+    return [config for point in points for config in with_seeds(base | dict(point), seeds)]
 
 
 def with_seeds(options: dict[str, Any], seeds: int) -> list[TrainConfig]:
@@ -102,18 +101,17 @@ def draw(grids: Sequence[str], count: int) -> list[dict[str, Any]]:
     uniform where it is an arithmetic one or a list."""
     if count > MOST:
         raise ValueError(f"--random: {count:,} points are more than {MOST:,}; take fewer")
-    rng = np.random.default_rng(0)
-    return [dict(_draw(text, rng) for text in grids) for _ in range(count)]
+    rng, axes = np.random.default_rng(0), [(text, *parse_grid(text)) for text in grids]
 
+    def one(text: str, name: str, values: list[Any]) -> Any:
+        if ":" not in text or OPTIONS[name] not in NUMBERS:
+            return values[rng.integers(len(values))]
+        low, high = sorted((values[0], values[-1]))
+        geometric = not text.rpartition(":")[2].startswith("+")
+        value = exp(rng.uniform(log(low), log(high))) if geometric else rng.uniform(low, high)
+        return round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
 
-def _draw(text: str, rng: np.random.Generator) -> tuple[str, Any]:
-    name, values = parse_grid(text)
-    if ":" not in text or OPTIONS[name] not in NUMBERS:
-        return name, values[rng.integers(len(values))]
-    low, high = sorted((values[0], values[-1]))
-    geometric = not text.rpartition(":")[2].startswith("+")
-    value = exp(rng.uniform(log(low), log(high))) if geometric else rng.uniform(low, high)
-    return name, round(value) if OPTIONS[name] is int else float(f"{value:.4g}")
+    return [{name: one(text, name, values) for text, name, values in axes} for _ in range(count)]
 
 
 class Point(NamedTuple):

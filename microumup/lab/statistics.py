@@ -5,6 +5,7 @@ Nothing here raises for data that say nothing: what cannot be known is NaN.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 from math import inf, isfinite, isnan, nan, sqrt
 from typing import NamedTuple
 
@@ -123,8 +124,6 @@ def coupling(losses: np.ndarray) -> float:
     The increase in loss from taking the best column of another row instead of this row's own, and the same with rows
     and columns exchanged, averaged over all such pairs. It is 0 where the best of one is best whatever the other is.
     """
-    increases = []
-    for grid in (losses, losses.T):
-        rows = range(len(grid))
-        increases += [grid[i, np.argmin(grid[j])] - np.min(grid[i]) for i in rows for j in rows if i != j]
+    pairs = ((grid, *pair) for grid in (losses, losses.T) for pair in permutations(range(len(grid)), 2))
+    increases = [grid[i, np.argmin(grid[j])] - np.min(grid[i]) for grid, i, j in pairs]
     return float(np.mean(increases)) if increases else nan

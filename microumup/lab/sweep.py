@@ -6,7 +6,6 @@ there is never trained again, whoever was killed. A run that diverges is a resul
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -55,8 +54,6 @@ class Crashed(Exception):
 
 
 # ---- One run ----
-
-
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The options of a run as JSON has them. It has one thread: there are as many runs at once as there are cores."""
     options = asdict(config) | {"threads": 1}
@@ -129,8 +126,6 @@ def run(job: Job, device: str = "cpu") -> Record:
 
 
 # ---- All runs ----
-
-
 def sweep(
     jobs: Sequence[Job], out: Path, *, workers: int, cluster: str | None = None, device: str = "cpu",
     progress: bool = True, retries: int = 2,
@@ -193,8 +188,6 @@ def task(id: str, job: Job, device: str) -> Record:
 
 
 # ---- What is kept ----
-
-
 def check_out(out: Path) -> None:
     """Raise ValueError when `out` is neither new, nor empty, nor a sweep's."""
     empty = not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
@@ -231,7 +224,6 @@ def row(record: Record, columns: Sequence[str]) -> list[Any]:
 
 
 # ---- What a run costs ----
-
 SHAPE = ("width", "layers", "head_dim", "seq_len", "vocab_size", "batch_size", "fp8", "optimizer")
 SAMPLE = 1e10  # FLOPs of a step that is timed, at most: a fraction of a second
 VALIDATION = 32 / 3  # steps that cost as much: 32 batches, forward only
@@ -267,8 +259,6 @@ def _step_seconds(shape: TrainConfig) -> float:
 
 
 # ---- The command ----
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command `sweep`."""
     parser = cli.Parser(
@@ -327,8 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         at_most = "at most " if args.independent else ""  # the best lr is not known, so not what is done at it either
         say(f"{at_most}{runs} runs, {done} of them done; the rest takes about {show_time(seconds)} of CPU time, "
             f"{show_time(seconds / args.workers)} with {args.workers} workers")  # fmt: skip
-        if args.json:
-            print(checkpoint.to_json({"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)}))
+        cli.json_line(args, {"runs": runs, "done": done, "cpu_seconds": round(seconds, 1)})
         return 0
 
     def train_all(configs: list[TrainConfig]) -> list[Record]:
@@ -349,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
         crashed = crash.errors
     except KeyboardInterrupt:
         done = len(load_results(args.out).keys() - before.keys())
-        print(f"microumup sweep: interrupted; {done} more runs are done, the same command goes on", file=sys.stderr)
+        parser.complain(f"interrupted; {done} more runs are done, the same command goes on")
         return 130
     kept = {} if args.independent else load_results(args.out)
     found = search.ranked([kept[id] for id in unique if id in kept], names)
@@ -359,12 +348,11 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{search.account(stages)}\n")
     say(f"every run: {args.out / 'table.csv'}")
     for id, error in crashed.items():
-        print(f"microumup sweep: run {id} crashed: {error}", file=sys.stderr)
-    if args.json:
-        print(checkpoint.to_json({
-            "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
-            "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
-        }))  # fmt: skip
+        parser.complain(f"run {id} crashed: {error}")
+    cli.json_line(args, {
+        "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
+        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
+    })  # fmt: skip
     return 1 if crashed else 0
 
 

@@ -24,10 +24,8 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
     rows = [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     align = align or ">" * (len(widths) - 1) + "<"
-    return "\n".join(
-        gap.join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=False)).rstrip()
-        for row in rows
-    )
+    cells = ([f"{x:{side}{width}}" for x, side, width in zip(row, align, widths, strict=False)] for row in rows)
+    return "\n".join(gap.join(row).rstrip() for row in cells)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

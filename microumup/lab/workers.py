@@ -44,8 +44,6 @@ def run_all(
 
 
 # ---- Seats: executors of one process each. A process that is killed takes its own run with it, and no one else's ----
-
-
 def work_off(
     run: Callable[..., Result], tasks: dict[str, tuple[Any, ...]], seats: list[Executor], *,
     keep: Callable[[str, Result], None], tick: Callable[[], None], retries: int,

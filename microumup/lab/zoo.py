@@ -11,8 +11,7 @@ Four checks look at a model with a mistake planted in it, each from another side
 Transfer takes minutes and is run when asked for. The table is held against what is known of every mistake.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from math import inf, log, nan
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from microumup import cli
-from microumup.checkpoint import to_json
 from microumup.config import ModelConfig, TrainConfig, check_least
 from microumup.lab import gradcheck
 from microumup.lab.coordcheck import coordcheck
@@ -32,9 +30,8 @@ from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.lab.sweep import Job, run
 from microumup.lab.workers import run_all
 
+
 # ---- The checks: each finds something to say about a mistake, or nothing ----
-
-
 def furthest(off: Sequence[tuple[float, str]]) -> str:
     """Finding of a check: the words on what is furthest off, and of how many. Nothing where nothing is."""
     return f"{max(off, key=itemgetter(0))[1]}, furthest off of {len(off)}" if off else ""
@@ -42,12 +39,8 @@ def furthest(off: Sequence[tuple[float, str]]) -> str:
 
 def by_gradcheck(mistake: Mistake) -> str:
     """Finding of gradcheck's three parts."""
-    results = []
     with planted(mistake):
-        for case in gradcheck.cases():
-            results += gradcheck.check_pair(case.forward, case.backward, case.arrays, **case.settings)
-            if case.scale:
-                results += gradcheck.check_factors(*case[:3], case.scale, case.expected, **case.settings)
+        results = gradcheck.check_ops()
         results += gradcheck.check_model(replace(gradcheck.tiny_config("umup"), layers=1), sample=4)
     kinds = ("error", "error", "1 - cosine")
     failed = [(r.error, r.name.split(" (")[0], kinds[r.part - 1]) for r in results if not r.passed]
@@ -70,10 +63,8 @@ def by_coord(mistake: Mistake) -> str:
     with planted(mistake):
         over = [coordcheck(config, widths=(64, 256), heads=4, steps=2), coordcheck(config, depths=(2, 16), steps=2)]
     for axis, r in [(report.axis, r) for report in over for r in report.failed]:
-        low, high = r.expected
         expected = " … ".join(f"{slope:g}" for slope in dict.fromkeys(r.expected))
-        words = f"{r.measure} of {r.tensor} as {axis}^{round(r.slope, 2) + 0:.2f}, not {expected}"
-        off.append((max(r.slope - high, low - r.slope), words))
+        off.append((r.off, f"{r.measure} of {r.tensor} as {axis}^{round(r.slope, 2) + 0:.2f}, not {expected}"))
     return furthest(off)
 
 
@@ -115,16 +106,14 @@ def by_transfer(found: Sequence[tuple[float, float]], healthy: Sequence[tuple[fl
 
 
 # ---- The command ----
-
 CHECKS = {"gradcheck": by_gradcheck, "scale": by_scale, "coord": by_coord}
 ALL_CHECKS = (*CHECKS, "transfer")
 Look = tuple[str, str, int]  # a mistake, a check, and the width where it is transfer
 Findings = dict[str, dict[str, str]]  # by mistake and check; empty where the check did not catch it
 
 
-def examine(names: Iterable[str], checks: Iterable[str], *, workers: int = 0, progress: bool = False) -> Findings:
+def examine(names: Collection[str], checks: Collection[str], *, workers: int = 0, progress: bool = False) -> Findings:
     """Findings of each check in each mistake. In this process, or in as many others as there are `workers`."""
-    names, checks = tuple(names), tuple(checks)
     jobs: list[Look] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
     if "transfer" in checks:
         jobs += [(name, "transfer", width) for width in reversed(WIDTHS) for name in dict.fromkeys(("nothing", *names))]
@@ -197,7 +186,6 @@ def main(argv: list[str] | None = None) -> int:
     findings = examine(args.names or ZOO, checks, workers=args.workers, progress=not args.quiet)
     say(table(findings))
     if wrong := unexpected(findings):
-        print(f"microumup zoo: not as expected: {'; '.join(wrong)}", file=sys.stderr)
-    if args.json:
-        print(to_json({"passed": not wrong, "found": findings}))
+        parser.complain(f"not as expected: {'; '.join(wrong)}")
+    cli.json_line(args, {"passed": not wrong, "found": findings})
     return 1 if wrong else 0

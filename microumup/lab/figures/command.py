@@ -7,15 +7,14 @@ Ends with 0 when everything ran, whatever the verdicts; with 1 when runs failed.
 """
 
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from microumup import cli
 from microumup.backend import choose_device, install_hint
-from microumup.checkpoint import to_json
 from microumup.config import check_least
 from microumup.lab.figures import coupling, fp8, horizons, page, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
@@ -63,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         check_least(args, workers=0)
         if args.names == ["list"]:
             say(text_table([[figure.name, figure.shows] for figure in FIGURES.values()], "<<"))
-            if args.json:
-                print(to_json({"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]}))
+            cli.json_line(args, {"figures": [{"name": f.name, "shows": f.shows} for f in FIGURES.values()]})
             return 0
         figures = named(args.names)
         if args.quick and args.scale != "laptop":
@@ -73,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         store = args.runs or Path("runs") / ("figures" if setting.name == "laptop" else f"figures-{setting.name}")
         out = choose_out(args.out, store, setting, docs=args.docs)
         if args.dry_run:
-            return dry_run(figures, setting, store, say, args.json)
+            return dry_run(figures, setting, store, args)
         if find_spec("matplotlib") is None:  # before hours of work
             raise ValueError(f"pictures need matplotlib, {install_hint('plot')}; sweep makes runs without it")
         known, errors = Known(), dict[str, str]()
@@ -87,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 known, errors = collect(figures, setting, store, device=choose_device(args.device), **how)
             except KeyboardInterrupt:
-                complain(f"interrupted; {store} keeps what is done, go on with the same command")
+                parser.complain(f"interrupted; {store} keeps what is done, go on with the same command")
                 return 130
         out.mkdir(parents=True, exist_ok=True)
         results, incomplete = [], []
@@ -105,26 +103,19 @@ def main(argv: list[str] | None = None) -> int:
         if setting.name == "laptop":
             page.write((out.parent if args.docs else out) / "results.md", out, list(FIGURES.values()))
     for id, error in errors.items():
-        complain(f"run {id} failed: {error}")
+        parser.complain(f"run {id} failed: {error}")
     if incomplete:
-        complain(f"not drawn, for want of runs: {', '.join(incomplete)}")
+        parser.complain(f"not drawn, for want of runs: {', '.join(incomplete)}")
     say(f"in {out}: " + ", ".join(file for result in results for file in result["files"]))
-    if args.json:
-        shown = ("name", "verdict", "claims", "files")
-        print(to_json({"figures": [{key: result[key] for key in shown} for result in results]}))
+    shown = ("name", "verdict", "claims", "files")
+    cli.json_line(args, {"figures": [{key: result[key] for key in shown} for result in results]})
     return 1 if errors or incomplete else 0
-
-
-def complain(line: str) -> None:
-    """Say on stderr what went wrong."""
-    print(f"microumup figures: {line}", file=sys.stderr)
 
 
 def named(names: Sequence[str]) -> list[Figure]:
     """The figures that are meant, in their order. Raises ValueError for one that does not exist."""
-    for name in names:
-        if name not in FIGURES and name != "all":
-            raise ValueError(f"there is no figure {name!r}; choose from all, {', '.join(FIGURES)}")
+    if wrong := [name for name in names if name not in (*FIGURES, "all")]:
+        raise ValueError(f"there is no figure {wrong[0]!r}; choose from all, {', '.join(FIGURES)}")
     return [figure for name, figure in FIGURES.items() if name in names or "all" in names]
 
 
@@ -149,10 +140,10 @@ def take_committed(figure: Figure, out: Path) -> None:
             shutil.copy(DOCS / name, out / name)
 
 
-def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, say: Callable[..., None], as_line: bool) -> int:
+def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, args: Namespace) -> int:
     """Say what there is to run: of each figure, without what those above it make, and in all."""
     done, seen, table = load_results(store), set[str](), []
-    paper = setting.name == "paper"
+    say, paper = cli.say(args.quiet), setting.name == "paper"
     for figure in figures:
         jobs = {id: job for id, job in wanted([figure], setting, Supposed()).items() if id not in seen}
         seen |= set(jobs)
@@ -169,8 +160,7 @@ def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, say: Calla
     say(text_table(rows, "<>>>>"))
     gpu = f"hours of an {GPU} ({GPU_FLOPS:.3g} FLOP/s at its peak), of which {UTILISATION:.0%} are used"
     say(gpu if paper else "a run that several figures need counts for the first; CPU time by timing steps here and now")
-    if as_line:
-        print(to_json({"scale": setting.name, "figures": table, "total": total}))
+    cli.json_line(args, {"scale": setting.name, "figures": table, "total": total})
     return 0
 
 

@@ -84,16 +84,13 @@ def figure(name: str, line: str, paper: str, shows: str, prose: str) -> Figure:
     return Figure(name, title, shows, prose, claimed, draw, partial(recipe, line), columns, role="pair")
 
 
-FIGURES = (
-    figure(
-        "fig10", MUP_SMALL, "0.08", "µP's hyperparameters are coupled",
-        """Loss over every pair of µP's hyperparameters. Where two do the same thing the optimum is a diagonal
+FIGURES = [figure(
+    "fig10", MUP_SMALL, "0.08", "µP's hyperparameters are coupled",
+    """Loss over every pair of µP's hyperparameters. Where two do the same thing the optimum is a diagonal
 valley: the best value of one depends on the other, and searching them one by one goes astray. The number is the
 paper's: what it costs to take the optimum of another row or column.""",
-    ),
-    figure(
-        "fig11", UMUP, "0.03", "u-µP's hyperparameters are coupled less than µP's",
-        """The same for u-µP's hyperparameters, which were chosen so that each controls a scale of its own. To be
+), figure(
+    "fig11", UMUP, "0.03", "u-µP's hyperparameters are coupled less than µP's",
+    """The same for u-µP's hyperparameters, which were chosen so that each controls a scale of its own. To be
 compared with Fig. 10, intervals included.""",
-    ),
-)  # fmt: skip
+)]  # fmt: skip

@@ -66,13 +66,11 @@ def draw(data: Data) -> Any:
     return captioned(figure, SWEEPS, {})
 
 
-FIGURES = (
-    Figure(
-        "fig6", "Learning rate over steps, batch size and depth",
-        "the best learning rate moves little over steps and batch size, and u-µP is best when deep",
-        """What µTransfer promises for width is only hoped for in these three. Each panel has the same vertical
+FIGURES = [Figure(
+    "fig6", "Learning rate over steps, batch size and depth",
+    "the best learning rate moves little over steps and batch size, and u-µP is best when deep",
+    """What µTransfer promises for width is only hoped for in these three. Each panel has the same vertical
 range for µP and u-µP. Over depth the drift is reported without a criterion: the depth rule is known to correct too
 much in models as shallow as these.""",
-        claims, draw, recipe, ("steps", "batch_size", "layers", "lr", "seed"), role="axis",
-    ),
-)  # fmt: skip
+    claims, draw, recipe, ("steps", "batch_size", "layers", "lr", "seed"), role="axis",
+)]  # fmt: skip

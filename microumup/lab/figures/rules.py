@@ -15,16 +15,16 @@ import numpy as np
 from microumup import ops
 from microumup.backend import Array
 from microumup.config import ModelConfig
-from microumup.engine import Tensor, tape
+from microumup.engine import Tensor
 from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
 from microumup.lab.figures.figure import Figure
 from microumup.lab.figures.judging import Claim, Criterion, claim
 from microumup.lab.figures.look import captioned, panels
 from microumup.lab.figures.rows import Data, Row, Rows, largest, where
-from microumup.lab.scales import fresh_loss, measured_rms
+from microumup.lab.scales import fresh_loss, loss_with_logits, measured_rms, named_ops
 from microumup.lab.statistics import exactly
-from microumup.model import forward, init_params
+from microumup.model import init_params
 from microumup.multipliers import UnitScaled, residual_multipliers, residual_taus
 from microumup.optim import AdamW
 from microumup.plan import plan
@@ -85,28 +85,25 @@ def measured_cells(config: ModelConfig) -> dict[tuple[str, str], float]:
     """
     params, cells, skip = init_params(config), defaultdict[tuple[str, str], list[float]](list), 1.0
     tokens = np.arange(4 * config.seq_len).reshape(4, -1) % config.vocab_size
-    numbers, names = plan(config, tokens.size), {id(w): name for name, w in params.items()}
+    numbers, rng = plan(config, tokens.size), np.random.default_rng(0)
 
     def note(name: str, quantity: str, value: float) -> None:
         cells["down" if name.endswith("down") else numbers.weights[name].type, quantity].append(value)
 
-    for node in tape(forward({name: Tensor(w, name) for name, w in params.items()}, tokens, numbers)):
-        arrays = [x.data if isinstance(x, Tensor) else x for x in node.inputs]
-        if node.op in ("linear", "embedding"):
-            x, w = arrays
-            plain = x @ w.T if node.op == "linear" else w[x]
-            note(names[id(w)], "A", fit(node.data, plain)[0])
+    loss = loss_with_logits({name: Tensor(w, name) for name, w in params.items()}, tokens, tokens, numbers)
+    for name, node, weight in named_ops(loss):
+        if weight:
+            x, w = node.saved[0], weight.data  # of an embedding x are the tokens
+            note(name, "A", fit(node.data, x @ w.T if node.op == "linear" else w[x])[0])
         elif node.op == "residual_add":
-            a, b = fit(node.data, *arrays)
+            a, b = fit(node.data, *(x.data for x in node.inputs if isinstance(x, Tensor)))
             skip *= b
             cells["residual", "A"].append(a / skip)  # the branch over the embedding, both at the end
-    before = {name: w.copy() for name, w in params.items()}
     optimizer = AdamW(params, {name: w.C for name, w in numbers.weights.items()}, lr=1.0, weight_decay=0.0)
-    rng = np.random.default_rng(0)
     optimizer.step({name: rng.standard_normal(w.shape, dtype=np.float32) for name, w in params.items()}, 1.0)
-    for name, w in params.items():
-        note(name, "√B", float(before[name].std()))
-        note(name, "C", float(np.median(np.abs(w.astype(np.float64) - before[name]))))  # Adam's first step is ± η C
+    for name, drawn in init_params(config).items():
+        note(name, "√B", float(drawn.std()))
+        note(name, "C", float(np.median(np.abs(np.float64(params[name]) - drawn))))  # Adam's first step is ± η C
     return {key: median(values) for key, values in cells.items()}
 
 
@@ -175,47 +172,44 @@ def table4() -> Rows:
 
     `expected` is 1, or the departure that the rules themselves imply; last come all tensors of a whole model.
     """
-    rng, rows = np.random.default_rng(0), list[Row]()
+    config = ModelConfig(width=256, layers=2, head_dim=16, seq_len=64)
+    rng, rows, implied = np.random.default_rng(0), list[Row](), NOT_ONE | {"model": expected_rms(config)}
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def note(op: str, rms: dict[str, float], expected: dict[str, float], setting: str | None, value: Any) -> None:
-        for tensor, measured in rms.items():
+    def note(op: str, setting: str | None = None, value: float | None = None, /, **tensors: Array | float) -> None:
+        for tensor, x in tensors.items():  # an RMS may stand for its tensor
+            measured, expected = np.sqrt(np.mean(np.square(x, dtype=np.float64))), implied.get(op, {}).get(tensor, 1.0)
             rows.append({"op": op, "setting": setting, "value": value, "tensor": tensor, "measured": rounded(measured),
-                         "expected": rounded(expected.get(tensor, 1.0))})  # fmt: skip
-
-    def note_op(op: str, setting: str | None = None, value: float | None = None, **arrays: Array) -> None:
-        rms = {name: float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for name, x in arrays.items()}
-        note(op, rms, NOT_ONE.get(op, {}), setting, value)
+                         "expected": rounded(expected)})  # fmt: skip
 
     x = normal(TOKENS, FAN_IN)
     for op, fan_out, factor in (("linear", FAN_OUT, FAN_IN**-0.5), ("readout", VOCAB, 1 / FAN_IN)):
         scale = UnitScaled.linear(factor, FAN_IN**-0.5, TOKENS)
         y, saved = ops.linear_forward(x, normal(fan_out, FAN_IN), scale=scale)
         dx, dw = ops.linear_backward(normal(TOKENS, fan_out), saved)
-        note_op(op, y=y, dx=dx, dw=dw)
+        note(op, y=y, dx=dx, dw=dw)
     ids = rng.integers(VOCAB, size=(8, TOKENS // 8))
     y, saved = ops.embedding_forward(ids, normal(VOCAB, FAN_IN), scale=UnitScaled.embedding(1.0, VOCAB, TOKENS))
-    note_op("embedding", y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1])
-    note_op("rms_norm", y=ops.rms_norm_forward(x)[0])
-    note_op("rope", y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0])
+    note("embedding", y=y, dw=ops.embedding_backward(normal(*y.shape), saved)[1])
+    note("rms_norm", y=ops.rms_norm_forward(x)[0])
+    note("rope", y=ops.rope_forward(x.reshape(8, -1, FAN_IN), head_dim=HEAD_DIM)[0])
     logits = FAN_IN**-0.5 * normal(8, TOKENS // 8, VOCAB)
     scale = UnitScaled.cross_entropy(1.0, VOCAB, TOKENS)
     loss, saved = ops.cross_entropy_forward(logits, ids, alpha=1.0, scale=scale)
-    note_op("cross_entropy", dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0])
+    note("cross_entropy", dx=ops.cross_entropy_backward(np.ones_like(loss), saved)[0])
     for alpha in ALPHAS:
         scale = UnitScaled.gated_silu(alpha)
         y, saved = ops.gated_silu_forward(normal(TOKENS, FAN_OUT), normal(TOKENS, FAN_OUT), alpha=alpha, scale=scale)
         d_in, d_gate = ops.gated_silu_backward(normal(TOKENS, FAN_OUT), saved)
-        note_op("gated_silu", "alpha", alpha, y=y, dx_in=d_in, dx_gate=d_gate)
+        note("gated_silu", "alpha", alpha, y=y, dx_in=d_in, dx_gate=d_gate)
     for seq_len in SEQUENCES:
         q, k, v, dy = (normal(16, seq_len, FAN_IN) for _ in range(4))
         scale = UnitScaled.attention(1.0, HEAD_DIM, seq_len)
         y, saved = ops.attention_forward(q, k, v, head_dim=HEAD_DIM, score_scale=1 / HEAD_DIM, scale=scale)
-        note_op("attention", "seq_len", seq_len, y=y, dv=ops.attention_backward(dy, saved)[2])
-    config = ModelConfig(width=256, layers=2, head_dim=16, seq_len=64)
-    note("model", measured_rms(fresh_loss(config, 16)), expected_rms(config), None, None)
+        note("attention", "seq_len", seq_len, y=y, dv=ops.attention_backward(dy, saved)[2])
+    note("model", **measured_rms(fresh_loss(config, 16)))
     return rows
 
 
@@ -276,9 +270,9 @@ def draw_table4(data: Data) -> Any:
 # ---- The residual: Lemma C.1, and eq. (22) as printed ----
 EQ12, EQ22 = "eq. 12", "eq. 22 as printed"  # by which rule τ is worked out
 BRANCHES, ALPHA_RATIOS = (2, 4, 8, 24, 64), ((1.0, 1.0), (2.0, 0.5), (0.25, 4.0))
-YLABELS = {
-    "difference": "largest difference of an output",
-    "ratio": r"σ(residual) / σ(embedding), at $\alpha_\mathrm{res} = 1$",
+YAXES = {
+    "difference": {"ylabel": "largest difference of an output", "yscale": "log"},
+    "ratio": {"ylabel": r"σ(residual) / σ(embedding), at $\alpha_\mathrm{res} = 1$"},
 }
 EQUAL, DIFFERENT, OFF = Criterion(high=1e-12), Criterion(low=0.1), Criterion(low=0.05)
 
@@ -362,37 +356,31 @@ def draw_residual(data: Data) -> Any:
         if rows := [row for row in where(data.runs, rule=rule) if row.get("alpha_res", 1) == alpha]:
             label = f"τ of {rule}" if alpha == 1 else None
             ax.plot([r["branches"] for r in rows], [r[column] for r in rows], label=label, **style)
-    yscale = "log" if column == "difference" else "linear"
-    ax.set(xlabel="residual branches L", ylabel=YLABELS[column], yscale=yscale)
+    ax.set(xlabel="residual branches L", **YAXES[column])
     return captioned(figure, "a marker is a network of that depth")
 
 
-FIGURES = (
-    Figure(
-        "table1", "Table 1, measured on models", "models do what Table 1 says, over width and over depth",
-        """No training: init, multiplier and step of every type of weight, measured on models of several sizes,
+FIGURES = [Figure(
+    "table1", "Table 1, measured on models", "models do what Table 1 says, over width and over depth",
+    """No training: init, multiplier and step of every type of weight, measured on models of several sizes,
 are the points; the paper's Table 1 are the lines.""",
-        table1_claims, draw_table1, compute=table1,
-    ),
-    Figure(
-        "table4", "Table 4, measured op by op", "every op puts out and passes back the scale that Table 4 implies",
-        """No training: what every op makes of inputs and gradients of RMS 1. Circles are what the rules imply;
+    table1_claims, draw_table1, compute=table1,
+), Figure(
+    "table4", "Table 4, measured op by op", "every op puts out and passes back the scale that Table 4 implies",
+    """No training: what every op makes of inputs and gradients of RMS 1. Circles are what the rules imply;
 most are at 1, and those that are not are known exactly. On the right all tensors of a new model, where these add
 up.""",
-        table4_claims, draw_table4, compute=table4,
-    ),
-    Figure(
-        "lemma-c1", "Lemma C.1",
-        "the rescaled residual network is the original one; with eq. (22) as printed it is not",
-        """No training: a pre-norm network can be rescaled so that its trunk keeps scale 1 and its output does
+    table4_claims, draw_table4, compute=table4,
+), Figure(
+    "lemma-c1", "Lemma C.1",
+    "the rescaled residual network is the original one; with eq. (22) as printed it is not",
+    """No training: a pre-norm network can be rescaled so that its trunk keeps scale 1 and its output does
 not change. Measured on random networks, with τ as worked out from eq. (12) and with the closed form that eq. (22)
 prints.""",
-        lemma_c1_claims, draw_residual, compute=lemma_c1,
-    ),
-    Figure(
-        "eq22", "Eq. (22) as printed", "α_res is the ratio it is called; with eq. (22) as printed it is not",
-        """No training: the ratio of the branches' scale to the embedding's, which at α_res = 1 should be 1 at
+    lemma_c1_claims, draw_residual, compute=lemma_c1,
+), Figure(
+    "eq22", "Eq. (22) as printed", "α_res is the ratio it is called; with eq. (22) as printed it is not",
+    """No training: the ratio of the branches' scale to the embedding's, which at α_res = 1 should be 1 at
 every depth.""",
-        eq22_claims, draw_residual, compute=eq22,
-    ),
-)  # fmt: skip
+    eq22_claims, draw_residual, compute=eq22,
+)]  # fmt: skip

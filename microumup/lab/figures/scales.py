@@ -14,8 +14,7 @@ from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
 from microumup.lab.figures.look import GRAY, POINTS, STYLES, captioned, draw_seeds, panels, spelled, zoom
 from microumup.lab.figures.rows import Data, Row, Rows, over_seeds, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, TABLE6_RANGES, UMUP, Run, Setting
-from microumup.lab.scales import STYLES as LINEARS
-from microumup.lab.scales import draw_along, draw_limits
+from microumup.lab.scales import LINEAR_STYLES, draw_along, draw_limits
 from microumup.lab.search import Record
 
 LINES = (MUP_SMALL, UMUP)
@@ -35,12 +34,6 @@ def log2_rms(rows: Rows) -> dict[str, float]:
 
 # ---- Fig. 3: at the first step and at the last ----
 INIT_LOW, INIT_HIGH, END_LOW, END_HIGH = Criterion(low=-1), Criterion(high=2), Criterion(low=-2), Criterion(high=5)
-
-
-def first_and_last(record: Record) -> list[str]:
-    """The first and the last of the steps at which a run looked at its tensors."""
-    steps = list(record["ranges"])
-    return steps if len(steps) < 2 else [steps[0], steps[-1]]
 
 
 def fig3_claims(data: Data) -> Iterator[Claim]:
@@ -76,8 +69,7 @@ def draw_fig3(data: Data) -> Any:
             rms = [row["rms"] for row in rows if row["tensor"].endswith(f".{tensor}") and row["rms"]]
             spread = i - 0.18 + 0.36 * j + np.linspace(-0.12, 0.12, len(rms))
             ax.plot(spread, rms, **STYLES[line] | POINTS | {"markersize": 6, "markeredgewidth": 0.4})
-        ax.set_xticks(range(3), TENSORS.values())
-        ax.set_title(words)
+        ax.set(title=words, xticks=range(3), xticklabels=TENSORS.values())
         draw_limits(ax, words=ax is axes[0, 1])
     axes[0, 0].set_ylabel("RMS")
     styles = {NAMES[line]: STYLES[line] | POINTS | {"markersize": 6} for line in LINES}
@@ -125,7 +117,7 @@ def draw_fig8(data: Data) -> Any:
     for top, bottom, words in zip(*axes, TENSORS.values(), strict=True):
         top.set_title(words)
         bottom.set_xlabel("step")
-    return captioned(figure, f"a line is a linear of a layer, of seed {seed}", LINEARS, columns=8)
+    return captioned(figure, f"a line is a linear of a layer, of seed {seed}", LINEAR_STYLES, columns=8)
 
 
 # ---- Fig. 9: what moves them ----
@@ -199,27 +191,24 @@ def draw_fig9(data: Data) -> Any:
     return captioned(figure, text, dict(ENDS.values()))
 
 
-FIGURES = (
-    Figure(
-        "fig3", "RMS of every linear's tensors", "u-µP's tensors start near RMS 1 and stay in E4M3's range",
-        """Each point is the RMS of an input x, a weight w or a gradient dy of one linear; lines are the limits of
+FIGURES = [Figure(
+    "fig3", "RMS of every linear's tensors", "u-µP's tensors start near RMS 1 and stay in E4M3's range",
+    """Each point is the RMS of an input x, a weight w or a gradient dy of one linear; lines are the limits of
 the FP8 formats. u-µP starts near 1 by construction. What has to be seen is that training does not move it out of
 E4M3's range.""",
-        fig3_claims, draw_fig3, over_training, ("width", "lr", "seed"), steps=first_and_last,
-    ),
-    Figure(
-        "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
-        """The tensors of Fig. 3 along training. Many inputs cannot grow, since an RMSNorm stands before them. The
+    fig3_claims, draw_fig3, over_training, ("width", "lr", "seed"),
+    steps=lambda record: list(record["ranges"])[:: max(1, len(record["ranges"]) - 1)],  # the first and the last
+), Figure(
+    "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
+    """The tensors of Fig. 3 along training. Many inputs cannot grow, since an RMSNorm stands before them. The
 paper names those that do: the decoder's weight, and the inputs of the last projections.""",
-        fig8_claims, draw_fig8, over_training, ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
-    ),
-    Figure(
-        "fig9", "What moves the RMS at the end of training",
-        "only the learning rate moves the RMS at the end of training",
-        """u-µP in FP8 with one thing varied at a time: the loss above, the end RMS of three tensors below; a
+    fig8_claims, draw_fig8, over_training, ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
+), Figure(
+    "fig9", "What moves the RMS at the end of training",
+    "only the learning rate moves the RMS at the end of training",
+    """u-µP in FP8 with one thing varied at a time: the loss above, the end RMS of three tensors below; a
 vertical line is the default. If only the learning rate moves them, a format that fits one model fits its relatives.
 An octave or more counts as moved.""",
-        fig9_claims, draw_fig9, fig9_recipe, ("lr", *SIZES, *TABLE6_RANGES[UMUP], "seed"), role="axis",
-        measure=ending_rms,
-    ),
-)  # fmt: skip
+    fig9_claims, draw_fig9, fig9_recipe, ("lr", *SIZES, *TABLE6_RANGES[UMUP], "seed"), role="axis",
+    measure=ending_rms,
+)]  # fmt: skip

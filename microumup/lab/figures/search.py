@@ -155,13 +155,11 @@ def draw(data: Data) -> Any:
     return captioned(figure, text, columns=2)
 
 
-FIGURES = (
-    Figure(
-        "fig2-right", "Hyperparameters searched one by one, and at random",
-        "u-µP needs little more than its learning rate, and its optima combine",
-        """How much of a search is needed? First the learning rate alone, then every other hyperparameter
+FIGURES = [Figure(
+    "fig2-right", "Hyperparameters searched one by one, and at random",
+    "u-µP needs little more than its learning rate, and its optima combine",
+    """How much of a search is needed? First the learning rate alone, then every other hyperparameter
 alone, then the best of each together. The marker is that combination: of hyperparameters that do not depend on each
 other it would lie at the end of its curve or below. Dashed: the best of as many random draws, on average.""",
-        claims, draw, recipe, COLUMNS, role="phase",
-    ),
-)  # fmt: skip
+    claims, draw, recipe, COLUMNS, role="phase",
+)]  # fmt: skip

@@ -27,8 +27,7 @@ def collect(figures: Sequence[Figure], setting: Setting, store: Path, **how: Any
     """
     check_out(store)
     known, errors = load_results(store), dict[str, str]()
-    while missing := wanted(figures, setting, known).keys() - known.keys() - errors.keys():
-        jobs = [job for id, job in wanted(figures, setting, known).items() if id in missing]
+    while jobs := [job for id, job in wanted(figures, setting, known).items() if id not in known and id not in errors]:
         (store / "results").mkdir(parents=True, exist_ok=True)
         note_session(store)
         try:
@@ -69,15 +68,12 @@ def note_session(store: Path) -> None:
         "python": platform.python_version(), "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }  # fmt: skip
-    checkpoint.write_json(store / "sessions.json", [*_sessions(store), session])
+    checkpoint.write_json(store / "sessions.json", [*sessions_of(store), session])
 
 
 def sessions_of(store: Path) -> list[Row]:
     """Sessions in which the runs of the store were made; those that differ in the date alone are one."""
-    different = {json.dumps({k: v for k, v in s.items() if k != "date"}): s for s in reversed(_sessions(store))}
-    return list(different.values())[::-1]
-
-
-def _sessions(store: Path) -> list[Row]:
     path = store / "sessions.json"
-    return checkpoint.read_json(path, list) if path.exists() else []
+    sessions = checkpoint.read_json(path, list) if path.exists() else []
+    different = {json.dumps({k: v for k, v in s.items() if k != "date"}): s for s in reversed(sessions)}
+    return list(different.values())[::-1]

@@ -133,37 +133,32 @@ def embedding_claims(data: Data, criteria: dict[str, tuple[Criterion, str]]) -> 
 FIG2_LEFT = {MUP_SMALL: (EMB_SHRINKS, "poor transfer")}
 FIG4 = {UMUP: (EMB_STAYS, "stays"), FIXED_EMB: (REPORT, "-1.5 octaves from width 256 to 2048")}
 
-FIGURES = (
-    Figure(
-        "fig1-left", "Learning rate over width",
-        "µP's and u-µP's best learning rate stays where it is over width, SP's does not",
-        """Hyperparameters found on a small model are of use on a large one only if the optimum stays where
+FIGURES = [Figure(
+    "fig1-left", "Learning rate over width",
+    "µP's and u-µP's best learning rate stays where it is over width, SP's does not",
+    """Hyperparameters found on a small model are of use on a large one only if the optimum stays where
 it is. Each curve is a width, its optimum marked. The paper says that in the standard parametrization the best
 learning rate shrinks as the width grows, so that the one found at the smallest width is far too large later, and that
 in µP and u-µP one value serves all. The last rows compare their losses, everything but the learning rate at its
 default.""",
-        fig1_left_claims, draw_over_width, fig1_left_recipe, ("base_width", "width", "lr", "seed"),
-    ),
-    Figure(
-        "fig2-left", "µP's embedding learning rate over width", "µP's best embedding learning rate shrinks with width",
-        """µP says that the embedding's learning rate needs no scaling with width. If so, the best factor on
+    fig1_left_claims, draw_over_width, fig1_left_recipe, ("base_width", "width", "lr", "seed"),
+), Figure(
+    "fig2-left", "µP's embedding learning rate over width", "µP's best embedding learning rate shrinks with width",
+    """µP says that the embedding's learning rate needs no scaling with width. If so, the best factor on
 it would be the same at both widths. The paper saw it shrink, which is why u-µP scales it by 1/√width.""",
-        partial(embedding_claims, criteria=FIG2_LEFT), partial(draw_over_width, lines=[MUP_SMALL], x="eta_emb"),
-        lambda setting, known: over_emb(setting, [MUP_SMALL]), ("width", "eta_emb", "seed"),
-    ),
-    Figure(
-        "fig4", "u-µP's embedding learning rate over width",
-        "with its rule u-µP's best embedding learning rate stays where it is over width",
-        """The same sweep as in Fig. 2 (left), of u-µP: without its rule, when the best factor should shrink with
+    partial(embedding_claims, criteria=FIG2_LEFT), partial(draw_over_width, lines=[MUP_SMALL], x="eta_emb"),
+    lambda setting, known: over_emb(setting, [MUP_SMALL]), ("width", "eta_emb", "seed"),
+), Figure(
+    "fig4", "u-µP's embedding learning rate over width",
+    "with its rule u-µP's best embedding learning rate stays where it is over width",
+    """The same sweep as in Fig. 2 (left), of u-µP: without its rule, when the best factor should shrink with
 width as in µP, and with it, when it should stay.""",
-        partial(embedding_claims, criteria=FIG4), partial(draw_over_width, lines=[FIXED_EMB, UMUP], x="eta_emb"),
-        lambda setting, known: over_emb(setting, [FIXED_EMB, UMUP]), ("width", "eta_emb", "seed"),
-    ),
-    Figure(
-        "fig5", "u-µP with its embedding rule and without", "without its embedding rule u-µP's loss is worse",
-        """What the rule for the embedding is worth. It need not change where the best global learning rate is;
+    partial(embedding_claims, criteria=FIG4), partial(draw_over_width, lines=[FIXED_EMB, UMUP], x="eta_emb"),
+    lambda setting, known: over_emb(setting, [FIXED_EMB, UMUP]), ("width", "eta_emb", "seed"),
+), Figure(
+    "fig5", "u-µP with its embedding rule and without", "without its embedding rule u-µP's loss is worse",
+    """What the rule for the embedding is worth. It need not change where the best global learning rate is;
 the question is by how much the loss there is higher without it.""",
-        fig5_claims, draw_over_width,
-        lambda setting, known: over_width(setting, [UMUP, FIXED_EMB], widest=False), ("width", "lr", "seed"),
-    ),
-)  # fmt: skip
+    fig5_claims, draw_over_width,
+    lambda setting, known: over_width(setting, [UMUP, FIXED_EMB], widest=False), ("width", "lr", "seed"),
+)]  # fmt: skip

@@ -1,6 +1,7 @@
 """The command, from its options to its files."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_a_dry_run_writes_nothing_and_counts_shared_runs_once(
 ) -> None:
     monkeypatch.setattr(command, "estimate_seconds", lambda job: 2.0)
     shared = [FIGURES["fig3"], FIGURES["fig8"]]
-    assert dry_run(shared, setting, tmp_path / "store", print, as_line=True) == 0
+    assert dry_run(shared, setting, tmp_path / "store", Namespace(quiet=False, json=True)) == 0
     *table, line = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert [figure["runs"] for figure in result["figures"]] == [6, 0]
