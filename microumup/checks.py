@@ -38,11 +38,17 @@ def plain(op: str, **numbers: Any) -> Any:
 
 def factors(op: str, scale: Factors) -> Factors:
     """The factors of a Scale or ResidualScale, made `plain`."""
+    if all(type(factor) is float and isfinite(factor) for factor in scale):  # as in training, where this is hot
+        return scale
     return type(scale)(*plain(op, **scale._asdict()))
 
 
 def floats(op: str, **given: Array) -> None:
     """Raise ValueError unless all are float32, or all float64."""
+    first = next(iter(given.values()))
+    usual = all(type(a) is np.ndarray and a.dtype == first.dtype and a.ndim and a.size for a in given.values())
+    if usual and first.dtype.char in "fd":
+        return  # as in training, where this is hot
     arrays(op, **given)
     dtypes = {array.dtype.char for array in given.values()}
     if len(dtypes) > 1 or not dtypes <= {"f", "d"}:
