@@ -8,6 +8,7 @@ import pytest
 from conftest import Refused
 
 from microumup import checkpoint
+from microumup import generate as generate_module
 from microumup.config import ModelConfig, TrainConfig
 from microumup.data import Corpus
 from microumup.generate import generate, load_run, main
@@ -42,6 +43,14 @@ def test_within_seq_len_it_is_the_plain_forward_pass() -> None:
 def test_the_seed_decides() -> None:
     runs = [generate(PARAMS, PLAN, [3], 30, seed=seed) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_top_k_keeps_exactly_k_of_equal_tokens() -> None:
+    """Of tokens that tie for the last place all were kept: a top_k of 1 drew among them."""
+    logits = np.array([1.0, 2.0, 2.0, 2.0, 0.0])
+    for k, allowed in ((1, {1}), (2, {1, 2}), (4, {0, 1, 2, 3})):
+        drawn = {generate_module._draw(logits, 1.0, k, np.random.default_rng(seed)) for seed in range(200)}
+        assert drawn == allowed
 
 
 def test_top_k_draws_from_the_k_likeliest_alone() -> None:
