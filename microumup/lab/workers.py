@@ -1,5 +1,6 @@
 """Many runs at once: in other processes, one BLAS thread each, on a dask cluster, or in this one."""
 
+import logging
 import os
 import signal
 from collections import deque
@@ -128,6 +129,8 @@ def connect(address: str) -> Iterator[Any]:
         distributed = import_module("distributed")
     except ImportError:
         raise ValueError(f"--cluster: needs dask, {install_hint('cluster')}; or leave it out") from None
+    for name in ("distributed", "distributed.client"):  # it logs tracebacks of a scheduler that goes, and we say so
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
