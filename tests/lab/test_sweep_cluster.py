@@ -1,3 +1,5 @@
+import logging
+
 """A sweep on a real dask scheduler, in processes of its own, over loopback."""
 
 import signal
@@ -89,8 +91,9 @@ def test_every_result_is_there_once_though_a_worker_is_killed(
 
 
 def test_a_scheduler_that_is_gone_ends_the_sweep_and_keeps_what_is_done(
-    cluster: tuple[str, Processes], text: str, tmp_path: Path
+    cluster: tuple[str, Processes], text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """And that without dask's tracebacks, which its client logs while it looks for the scheduler."""
     address, (*_, scheduler) = cluster
     out = tmp_path / "out"
     jobs = [Job(TrainConfig(**TINY, steps=300, seed=seed, text=(text,))) for seed in range(20)]
@@ -105,3 +108,5 @@ def test_a_scheduler_that_is_gone_ends_the_sweep_and_keeps_what_is_done(
         sweep(jobs, out, workers=1, cluster=address)
     killer.join()
     assert 2 <= len(load_results(out)) < 20
+    assert not logging.getLogger("distributed.utils").isEnabledFor(logging.ERROR)  # seldom is there time for one
+    assert "Traceback" not in capfd.readouterr().err
