@@ -1,7 +1,6 @@
-import logging
-
 """A sweep on a real dask scheduler, in processes of its own, over loopback."""
 
+import logging
 import signal
 import subprocess
 import sys
