@@ -235,7 +235,7 @@ def read_bytes(path: Path, largest: int = LARGEST_RECORD) -> bytes:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, cut to a line's length."""
+    """Text of an error, cut to a line's length."""
     text = re.sub(r"\s+", " ", str(error) or type(error).__name__)
     return text if len(text) <= 200 else text[:200] + "…"
 

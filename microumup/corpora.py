@@ -1,4 +1,4 @@
-"""Where texts come from, and BPE tokens: the shipped corpus, files of your own, WikiText-103; the library `tokenizers`.
+"""Sources of texts, and BPE tokens: the shipped corpus, files of your own, WikiText-103; the library `tokenizers`.
 
 The last two need the extra `data`; bytes of the shipped text, or of your own, do not.
 """
@@ -156,7 +156,7 @@ def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array,
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept. Raises ValueError for a user without a home who names no other place."""
+    """Folder in which tokens are kept. Raises ValueError for a user without a home who names no other place."""
     try:
         return Path(os.environ.get("MICROUMUP_CACHE") or "~/.cache/microumup").expanduser()
     except RuntimeError:

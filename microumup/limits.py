@@ -1,4 +1,4 @@
-"""What an option may be: a number of Python's own, in a range that means something, of a size there is memory for."""
+"""Limits of what an option may be: a number of Python's own, in a range that means something, of a size there is memory for."""
 
 import operator
 from typing import Any

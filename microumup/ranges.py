@@ -1,4 +1,4 @@
-"""How the operands of every linear lie in FP8's range: what `train --log-scales` writes and `scales` shows.
+"""Places of the operands of every linear in FP8's range: what `train --log-scales` writes and `scales` shows.
 
 A cast to FP8 goes wrong in two ways: small elements are flushed to zero, large ones saturate. Both are counted here,
 for the three tensors that a linear multiplies, x, w and dy, as they are before any cast.
@@ -20,7 +20,7 @@ from microumup.run_config import identity
 
 
 class Range(NamedTuple):
-    """How a tensor lies in a format's range. Shares are of all its elements."""
+    """A tensor's place in a format's range. Shares are of all its elements."""
 
     format: str  # what it is cast to: e4m3, e5m2, or none where it stays float32
     size: int  # how many elements it has

@@ -1,1 +1,1 @@
-"""What talks to other implementations: golden vectors, checks of candidates, the doctor."""
+"""Talk with other implementations: golden vectors, checks of candidates, the doctor."""

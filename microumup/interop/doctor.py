@@ -145,7 +145,7 @@ def _decay(taken: float, right: float, lr: float) -> str:
 
 
 def _cells(shape: Shape) -> dict[str, tuple[float, str]]:
-    """What stands in the cells of Tables 1-3, by how it is written, and where else it is right."""
+    """Rules in the cells of Tables 1-3, by how it is written, and where else it is right."""
     n, m, base = shape.fan_in, shape.fan_out, shape.base_fan_in
     return {
         "1": (1.0, "sp's"), "fan_in^-1/2": (n**-0.5, ""), "1/fan_in": (1 / n, "µP's"), "fan_out^-1/2": (m**-0.5, ""),

@@ -25,7 +25,7 @@ DIFFERENTIATED = {*PAIRS, "residual", "linear_fp8"}  # ops with gradients; the o
 
 
 class Framework(NamedTuple):
-    """How arrays get into a framework and out of it, and how it differentiates."""
+    """Ways of arrays into a framework and out of it, and of its differentiation."""
 
     put: Callable[[Array], Any]
     get: Callable[[Any], Array]
@@ -100,7 +100,7 @@ def _cases(op: str, scheme: str, dtype: str, only: str) -> list[Case]:
 
 
 def _outputs(case: Case, forward: Callable[..., Any], backward: Callable[..., Any] | None, of: Framework) -> Arrays:
-    """What a candidate makes of a case, as NumPy arrays by the names of the outputs."""
+    """Outputs that a candidate makes of a case, as NumPy arrays by the names of the outputs."""
     settings = keywords(case.settings, forward, sum(name != "dy" for name in case.inputs))
     if case.op not in DIFFERENTIATED:
         y = forward(*(of.put(a) for a in case.inputs.values()), **settings)

@@ -1,4 +1,4 @@
-"""How fast a training step is: against PyTorch and unit-scaling, and against its own matrix products alone.
+"""Speed of a training step: against PyTorch and unit-scaling, and against its own matrix products alone.
 
 All programs train the same Llama on the same random batch from the same weights. First their losses and gradients are
 compared: without agreement there is no ratio. Then they take turns in one process, and a ratio is the median over the

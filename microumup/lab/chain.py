@@ -1,4 +1,4 @@
-"""From SP to u-µP, one row of the table at a time (App. A): what each step keeps of a half-trained network.
+"""The way from SP to u-µP, one row of the table at a time (App. A): what each step keeps of a half-trained network.
 
 All schemes have the same network. They differ in how the effect of a weight is spread over multiplier, init and
 learning rate, and in constants. `move` takes weights and AdamW's state from one row to another. With G for the gain

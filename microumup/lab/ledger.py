@@ -1,4 +1,4 @@
-"""What one training step does, counted while it does it: FLOPs, bytes moved, calls of NumPy, memory.
+"""Everything that one training step does, counted while it does it: FLOPs, bytes moved, calls of NumPy, memory.
 
 For the time of a step the arrays are of a class that hears of every NumPy function called on them, and NumPy's
 functions that make arrays make such. What is counted:
@@ -40,7 +40,7 @@ COPIERS = ("astype", "copy", "reshape", "ravel", "flatten")  # methods of arrays
 
 
 class Place(NamedTuple):
-    """Where an operand lies: enough to make another that lies in the same way."""
+    """Place of an operand in memory: enough to make another that lies in the same way."""
 
     start: int  # address of its first byte, that of its first element, as no stride is negative here
     end: int  # behind its last
@@ -181,7 +181,7 @@ def counting() -> Iterator[list[Call]]:
 
 
 def count_step(new_step: Callable[[], Callable[[], Any]]) -> list[Call]:
-    """What the second step of a program does that `new_step` makes: the buffers that it keeps are there by then."""
+    """Calls in the second step of a program that `new_step` makes: the buffers that it keeps are there by then."""
     new_step()()  # what the package keeps beyond a step, as RoPE's angles, are plain arrays, not Counted ones
     with counting() as calls:
         step = new_step()
@@ -192,7 +192,7 @@ def count_step(new_step: Callable[[], Callable[[], Any]]) -> list[Call]:
 
 
 def totals(calls: list[Call]) -> list[dict[str, Any]]:
-    """What all calls of one op add up to, the one that moves most bytes first; the last, `total`, is all of them."""
+    """Sums of all calls of each op, the one that moves most bytes first; the last, `total`, is all of them."""
     rows: dict[str, Counter[str]] = {}
     for call in calls:
         for op in (call.op, "total"):

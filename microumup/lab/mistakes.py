@@ -23,7 +23,7 @@ Swap = tuple[dict[str, Any], str, Any]  # a table, or a module's names; one of i
 
 
 class Mistake(NamedTuple):
-    """What is done, what should be and where that stands, how to plant it, and which checks catch it."""
+    """Words for what is done, what should be and where that stands, how to plant it, and which checks catch it."""
 
     what: str
     rule: str
