@@ -1,4 +1,4 @@
-"""Limits of what an option may be: a number of Python's own, in a range that means something, of a size there is memory for."""
+"""Limits of options: numbers of Python's own, in ranges that mean something, of sizes there is memory for."""
 
 import operator
 from typing import Any

@@ -16,7 +16,7 @@ from microumup.interop.causes import causes
 
 
 class Tolerance(NamedTuple):
-    """Bound on how far off an array may be. `of` says of what: each element, the RMS of the array, or nothing may differ."""
+    """Bound on an array's error. `of` says of what: each element, the RMS of the array, or nothing may differ."""
 
     most: float
     of: str  # "bits", "element", "rms" or "rms of all": the last holds the RMS of the differences, not each of them
@@ -69,7 +69,7 @@ def tolerance_of(case: Case, output: str, dtype: str = "") -> str:
 
 
 def differences(found: Array, true: Array, tolerance: Tolerance) -> Array:
-    """Distance of each element from what is expected, over what is tolerated; at least NaN where only one of them is NaN."""
+    """Error of each element, over what is tolerated; at least NaN where only one of them is NaN."""
     found, true = (np.asarray(a, np.float64) for a in (found, true))
     if tolerance.of == "bits":
         same = (found == true) & (np.signbit(found) == np.signbit(true)) | np.isnan(found) & np.isnan(true)
