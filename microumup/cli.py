@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
             print(message, end="", file=file)
 
     def error(self, message: str) -> NoReturn:
-        message = message.removeprefix("argument ")
+        message = " ".join(message.removeprefix("argument ").split())  # one line, whatever was typed
         if message.endswith("expected one argument"):
             option = message.partition(":")[0].partition("/")[0]
             message += f"; if it begins with a -, write {option}=-…"

@@ -113,3 +113,9 @@ def test_what_is_no_number_is_said_to_be_none(text: str, refused: Refused) -> No
 def test_two_dashes_are_no_value(name: str, refused: Refused) -> None:
     """argparse made an empty list of them, which ended in a traceback."""
     assert "--seed: -- is no value" in refused(import_module(COMMANDS[name][0]).main, ["--seed=--"])
+
+
+def test_what_is_refused_is_refused_in_one_line_even_if_it_has_two(refused: Refused) -> None:
+    from microumup.lab import curve
+
+    assert "--plot: a b does not end with .png" in refused(curve.main, ["runs", "--plot", "a\nb"])
