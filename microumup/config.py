@@ -47,11 +47,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, limits.plain(f.name, f.type, getattr(self, f.name)))
+            object.__setattr__(self, f.name, limits.within(f.name, f.type, getattr(self, f.name)))
         if self.scheme not in SCHEMES:
             raise ValueError(f"--scheme: {self.scheme!r} is unknown; choose from {', '.join(SCHEMES)}")
-        for f in fields(self):
-            limits.check_range(f.name, getattr(self, f.name))
         if self.head_dim % 2:
             raise ValueError(f"--head-dim: {self.head_dim} is odd; RoPE turns pairs of elements, use an even number")
         if self.width % self.head_dim:

@@ -24,6 +24,13 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def within(name: str, kind: Any, value: Any) -> Any:
+    """The value of an option, `plain` and in its range. Raises ValueError as `plain` and `check_range` do."""
+    value = plain(name, kind, value)
+    check_range(name, value)
+    return value
+
+
 def plain(name: str, kind: Any, value: Any) -> Any:
     """The value of an option as Python's own type, whatever number of NumPy it was. Raises ValueError for another kind
     of value: what is no number, has a fraction or an imaginary part where none can be, is no text or no switch."""

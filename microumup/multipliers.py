@@ -15,9 +15,15 @@ its factor on the learning rate. α is the multiplier before a non-homogeneous o
 the head dim, V the vocabulary, s the training sequence length: frozen with the model, never the length of the input at
 hand, or the same text would get other logits in a longer input. The three factors of a linear:
 
-    hidden y    a sum of fan_in products of two independent numbers of scale 1: variance fan_in, so fan_in^-1/2
-    readout y   training aligns w with x, then the terms add up to ~ fan_in, not to its root: 1/fan_in keeps it finite
-    dw          a sum of b products dy x, one a token, independent at initialization: variance b, so b^-1/2
+    hidden y    y_j = x_1 w_j1 + x_2 w_j2 + …, a sum of fan_in terms;
+                each is a product of two independent numbers of scale 1, and has variance 1;
+                variances add up to fan_in, so fan_in^-1/2 brings y back to scale 1
+    readout y   the same sum at initialization, but every update of Adam moves w along the sign of x;
+                then all terms have one sign, and add up to ~ fan_in, not to its root;
+                1/fan_in keeps that finite at every width (hidden weights have C for it, the readout's is 1)
+    dw          dw_ji = dy_1j x_1i + dy_2j x_2i + …, a sum over the b tokens of a batch;
+                its terms are independent at initialization, each of variance 1;
+                b^-1/2 brings it back to scale 1, and nothing but this weight's own update sees it
 
 Everything is a plain float made of shapes and α's. A forward and a backward factor may differ only where the edge is
 the single way to the loss (the cut-edge rule): then every gradient behind it is the true one times one known constant.

@@ -94,13 +94,9 @@ def one(shape: Shape) -> float:
     return 1.0
 
 
-MUP_HYPERPARAMETERS = (
-    "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_loss_softmax", "base_width", "base_layers",
-)  # fmt: skip
-UMUP_HYPERPARAMETERS = (
-    "alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", "alpha_attn_softmax", "alpha_loss_softmax",
-    "embedding_lr_rule",
-)  # fmt: skip
+SOFTMAXES = ("alpha_attn_softmax", "alpha_loss_softmax")
+MUP_HYPERPARAMETERS = ("sigma_init", "alpha_emb", *SOFTMAXES, "base_width", "base_layers")
+UMUP_HYPERPARAMETERS = ("alpha_res", "alpha_res_attn_ratio", "alpha_ffn_act", *SOFTMAXES, "embedding_lr_rule")
 
 SP = Scheme(
     input=Cell(init_std=one, A=one, C=one),
