@@ -2,7 +2,9 @@
 # # 00 · The whole game
 #
 # **Question.** A setting found on a small model often fails on a large one. Why, and what does it have to do with the
-# size of numbers? *20 minutes. Needs nothing.* All of u-µP in small; the other lessons take it apart.
+# size of numbers? *15 minutes. Needs nothing.* This is all of u-µP, the *unit-scaled maximal update parametrization*,
+# in small; the other lessons take it apart. "The paper" is everywhere the one that introduced it,
+# <https://arxiv.org/abs/2407.17465>.
 #
 # On paper, before you go on (answers at the end):
 #
@@ -24,8 +26,7 @@ from microumup.trainer import train
 
 # %% [markdown]
 # ## Predict
-#
-# We train small language models: they read 200 years of presidents' addresses and guess the next byte. Their
+# We train small language models: they read 230 years of presidents' addresses and guess the next byte. Their
 # [loss](glossary.md#loss), in [nats](glossary.md#nat), falls from ln 256 = 5.5 (all bytes equally likely) to about 2.
 # The size of training's steps is the [learning rate](glossary.md#learning-rate) η, the setting that matters most. We
 # look for it where that is cheap, at [width](glossary.md#width) 32: 32 numbers for every byte read. Of $2^{-8}$,
@@ -36,7 +37,6 @@ mine = lesson.guess("at width 128, by how much is the loss with 2^-6 above that 
 
 # %% [markdown]
 # ## The naive way
-#
 # The standard parametrization, SP for short, is what most libraries do: weights start at random with a size of
 # $1/\sqrt{\text{width}}$, and one learning rate serves them all.
 
@@ -74,7 +74,6 @@ lesson.claim_least(
 # cannot look for η once more.
 #
 # ## The paper's row
-#
 # The idea: put the width into the *rules*, so that it is no longer in the *settings*. An output of a layer is a sum of
 # $D$ products of a weight and an input. Two things happen to that sum.
 #
@@ -85,18 +84,19 @@ lesson.claim_least(
 #   With $C = 1/\sqrt D$ that is η, at every width.
 #
 # This is u-µP's rule for hidden weights, in the paper's Table 1: $W = A\,w$ with $A = 1/\sqrt{\text{fan-in}}$, initial
-# size $\sqrt B = 1$, learning rate $\eta\,C$ with $C = 1/\sqrt{\text{fan-in}}$. Fan-in is the $D$ that is summed over.
+# size $\sqrt B = 1$ ($B$ is the variance), learning rate $\eta\,C$ with $C = 1/\sqrt{\text{fan-in}}$. Fan-in is the $D$
+# that is summed over.
 #
 # ## Our code
 # A scheme is a row of a table, and this is u-µP's. `hidden` is the column that we just derived, made of weights' shapes
-# and nothing else. Below it is where $A$ ends up: as a factor of an op.
+# and nothing else; the rest waits for later lessons. Below it is where $A$ ends up: `scale.y`, a factor of an *op*, as
+# the functions are called that a network is made of.
 
 # %%
 lesson.show((parametrization, "UMUP"), ops.linear_forward)
 
 # %% [markdown]
 # ## Check
-#
 # The same search with u-µP. Its learning rates are around 1, as they are measured against weights of size 1. What is
 # best at width 32 is best at width 128 too.
 
@@ -113,7 +113,6 @@ print("What width 32 has learned in 256 steps:", corpus.tokenizer.decode(text).r
 
 # %% [markdown]
 # ### Why size matters
-#
 # Keeping every number at size 1 buys more than a learning rate. Computers store numbers in
 # [formats](glossary.md#format) with a largest and a smallest one. Of float16 these are 65,504 and $6 \cdot 10^{-8}$; of
 # E4M3, which has 8 bits, 448 and $2^{-9} = 0.002$. Send numbers of size 1 through 20 layers of width 256, and look at
@@ -172,7 +171,6 @@ lesson.save(figure, "Loss over the learning rate, dashed squares width 32, solid
 
 # %% [markdown]
 # ## What would fool you
-#
 # That check looked forward only. Training also walks backward, and there each layer has a factor of its own. Forget it:
 # every number forward is as before, while the gradient is lost. So look at gradients too.
 
@@ -184,12 +182,11 @@ lesson.claim("with the factor: RMS of the gradient", back, 1.0, within=0.1)
 
 # %% [markdown]
 # ## Exercise
-#
 # No stub here. Run `microumup train --scheme sp --width 64 --layers 1 --seq-len 32 --steps 256 --warmup 0.25 --lr 2^-7`
-# and two other learning rates. Where is SP's best at width 64? The rule of the pencil says: between the two above.
+# and two other learning rates. Where is SP's best at width 64? By the pencil it lies between width 32's $2^{-6}$ and
+# width 128's $2^{-8}$.
 #
 # ## Recap
-#
 # What is right for a narrow model is wrong for a wide one as long as the width hides in the settings; u-µP puts it into
 # factors that follow from shapes. The same factors keep every number near 1, where even 8 bits can store it.
 #

@@ -21,7 +21,6 @@ from microumup.lab.pictures import BLUE, VERMILION
 
 # %% [markdown]
 # ## Predict
-#
 # Double a number 16 times, each time as `x + x`. To find the gradient, walk back from the end along every path to the
 # beginning, one path after the other. How many values does that walk visit, in all?
 
@@ -30,7 +29,6 @@ mine = lesson.guess("16 doublings, walked back path by path: how many visits to 
 
 # %% [markdown]
 # ## The naive way
-#
 # There are two. The first needs no idea: move one weight, run the model twice, take the difference. That is a
 # [finite difference](glossary.md#finite-difference). It takes two passes for each weight; models have millions. The
 # second knows the [chain rule](glossary.md#chain-rule): every op gets `dy`, the gradient of its output, and hands a
@@ -66,10 +64,10 @@ lesson.answer(mine, visits := path_by_path(y, 1.0), "2^17 - 1: every doubling do
 lesson.claim("visits, path by path", visits, 131_071, within=0)
 
 # %% [markdown]
-# 17 values were visited 131,071 times. A real network forks like this at every residual branch.
+# 17 values were visited 131,071 times. A real network forks like this wherever a layer's output is added to its own
+# input, at every [residual branch](glossary.md#branch).
 #
 # ## The paper's row
-#
 # The idea that mends it: **a gradient is passed on only when it is complete**, when every value made from this one has
 # sent its part. Those are all younger. So visit the values youngest first: each op runs backward once.
 
@@ -102,7 +100,9 @@ lesson.claim("gradient by the leaf, 2^16", leaf.grad, 65_536, within=0)
 # at a [scale](glossary.md#scale) of about 1. So here both halves are written.
 #
 # ## Our code
-# The engine does the same: a clock replaces the recursion, and every backward's result is checked. Then one pair.
+# The engine does the same. Sorting by age, `order`, replaces the recursion, and what every backward returns is checked;
+# its `cotangent` is our first `dy`. Then the pair of [RMSNorm](glossary.md#rmsnorm), which divides each row by its root
+# mean square. Read past what you do not know yet.
 
 # %%
 lesson.show(engine.primitive, engine.backpropagate, engine.tape, ops.rms_norm_forward, ops.rms_norm_backward)
@@ -110,7 +110,7 @@ lesson.show(engine.primitive, engine.backpropagate, engine.tape, ops.rms_norm_fo
 # %% [markdown]
 # ## Check
 # A wrong backward stops nothing. So it is held against finite differences, along 8 random directions that each move all
-# elements of a weight at once. The network: linear, RMSNorm, linear.
+# elements of a weight at once. The network: linear (`y = x wᵀ`), RMSNorm, linear.
 
 # %%
 rng = np.random.default_rng(1)
@@ -164,7 +164,6 @@ lesson.save(figure, "Error of a central difference over its step. Dashed squares
 
 # %% [markdown]
 # ## What would fool you
-#
 # A tape that *replaces* a part instead of adding it, `x.grad = part`. It passes the check above: in a chain every value
 # is used once. Used twice, as around a residual branch, it is wrong. A check sees only what its network does.
 
@@ -182,13 +181,11 @@ lesson.claim_most("the right tape on the residual", error(residual), 1e-9)
 
 # %% [markdown]
 # ## Exercise
-#
 # Write `walk_back` for a tape that is a plain list: `lessons/exercises/ex01.py` says in slow loops what it does. Some
 # values are used twice, some never, some in vain, and some share their array. `pytest -m lesson01 lessons` grades it on
 # a random tape; `python lessons/hint.py 01 1` (then 2, 3) gives hints.
 #
 # ## Recap
-#
 # A tape is a list of values that know what made them: walked youngest first, every op runs backward once, and parts
 # that meet are added. Each op is a pair of functions, whose factors may differ, and finite differences check it.
 #

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 02 · The linear pair: three matmuls, three factors
 #
-# **Question.** A linear layer takes part in three matrix products: one forward, two backward. How large does each come
-# out, and which three factors bring them back to scale 1?
+# **Question.** A linear layer, y = x wᵀ, takes part in three matrix products: one forward, two backward. How large does
+# each come out, and which three factors bring them back to scale 1?
 #
-# *20 minutes.* From lesson 01 you need one thing: an op is a pair of functions, `forward(x, w) -> y, saved` and
+# *15 minutes.* From lesson 01 you need one thing: an op is a pair of functions, `forward(x, w) -> y, saved` and
 # `backward(dy, saved) -> dx, dw`, where dy is the gradient of y. *Scale* means the root mean square
-# ([RMS](glossary.md#rms)), the typical size of an element; for numbers with mean 0 it is their standard deviation.
-# fan_in is the number of features that go into a weight, fan_out of those that come out, b of the tokens in a batch.
+# ([RMS](glossary.md#rms)), the typical size of an element; for numbers with mean 0 it is their standard deviation. A
+# *feature* is one of the numbers that stand for a token, a piece of text. fan_in is the number of features that go into
+# a weight, fan_out of those that come out, b of the tokens in a batch.
 #
 # On paper, before you go on (answers at the end):
 #
@@ -91,13 +92,13 @@ for position, (what, count) in enumerate({"y": "fan_in", "dx": "fan_out", "dw": 
 # This is the column "Hidden" in the lower half of the paper's Table 1. A weight acts as W = A · w; there **A**, its
 # multiplier, is 1/√fan_in, and **B**, the variance of the initial w, is 1. **C** is a factor of the learning rate:
 # lesson 06. The factor of dw is from Appendix A.4, which also puts every factor *after* its product: the operands x, w
-# and dy are what gets cast to FP8, so it is they that shall have scale 1.
+# and dy are what gets [cast](glossary.md#cast) to [FP8](glossary.md#fp8), so it is they that shall have scale 1.
 #
-# **The [readout](glossary.md#readout) is different.** It is the last linear, from the model to the logits, and its A is
-# 1/fan_in (column "Output"). Training makes a weight agree with what it meets. Adam's first step moves each w_i by ±η,
-# in the direction of x_i; then all terms of the sum have the same sign, and fan_in such terms add up to about 0.8
-# fan_in, not to √fan_in. Hidden weights have this sum too, but their C is 1/√fan_in. The readout's C is 1, so A must do
-# it alone:
+# **The [readout](glossary.md#readout) is different.** It is the last linear, from the model to the
+# [logits](glossary.md#logits), the scores of the possible next tokens, and its A is 1/fan_in (column "Output").
+# Training makes a weight agree with what it meets. [Adam](glossary.md#adam)'s first step moves each w_i by ±η, in the
+# direction of x_i; then all terms of the sum have the same sign, and fan_in such terms add up to about 0.8 fan_in, not
+# to √fan_in. Hidden weights have this sum too, but their C is 1/√fan_in. The readout's C is 1, so A must do it alone:
 
 # %%
 for width in (64, 256, 1024, 4096):
@@ -119,7 +120,8 @@ lesson.show(ops.Scale, ops.linear_forward, ops.linear_backward, UnitScaled.linea
 
 # %% [markdown]
 # ## Check
-# Four weights of a model of width 256: q is square, `up` is 256 → 704, `down` 704 → 256, the head 256 → 512.
+# Four weights of a model of width 256: `q`, of attention, is square; `up`, 256 → 704, and `down`, 704 → 256, are of the
+# feed-forward network; the head, another name of the readout, is 256 → 512. (The Plan has all numbers of one model.)
 
 # %%
 numbers = plan(ModelConfig(width=WIDTH, vocab_size=512), batch_tokens=1024)

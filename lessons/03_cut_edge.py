@@ -4,7 +4,7 @@
 # **Question.** In u-µP a gradient has other factors than the output. So backward is not the derivative of forward.
 # Where is that harmless, and where does it turn the gradient into a wrong direction?
 #
-# *20 minutes.* From lesson 02 you need the three factors of a linear: `scale.y` for its output, `scale.dx` and
+# *15 minutes.* From lesson 02 you need the three factors of a linear: `scale.y` for its output, `scale.dx` and
 # `scale.dw` for its gradients, 1/√b for dw (b: tokens in a batch). [Cosine](glossary.md#cosine) means that of the angle
 # between two gradients, each taken as one long vector: 1 where they have the same direction, whatever their lengths.
 #
@@ -32,8 +32,8 @@ from microumup.plan import gradient_constants, plan
 
 # %% [markdown]
 # ## Predict
-# A small Llama has two layers. In each FFN branch stands `gated_silu`, whose factor is 1.68 forward and backward. Say
-# that somebody forgets it backward.
+# A small [Llama](glossary.md#llama) has two layers of two branches, attention and feed-forward network (FFN). In the
+# FFN stands the op `gated_silu`, whose factor is 1.68 forward and backward. Say that somebody forgets it backward.
 
 # %%
 mine = lesson.guess("What is the cosine between the embedding's gradient and the true one?")
@@ -74,11 +74,12 @@ lesson.claim("dw over the true dw", of_w.measured, 0.25, within=1e-6)
 # $$c_W = \prod_{\text{ops on the way from the loss to } W} \frac{\text{backward factor}}{\text{forward factor}}$$
 #
 # A branch allows one thing: factors that cancel before the ways meet again. u-µP multiplies a branch by a at its end.
-# Backward it does so at its *base* (App. B), so that dy is not too small within: it is 1/a too large there, and right
-# again where it meets the skip.
+# Backward it does so at its *base*, where it left the skip (App. B), so that dy is not too small within: it is 1/a too
+# large there, and right again where it meets the skip.
 #
 # ## Our code
-# It walks back from the loss and multiplies. `r.dbranch / r.a` is the a that is still to come.
+# It walks back from the loss. `r.dbranch / r.a` is the a that is still to come: dy enters a branch times `dbranch`, 1
+# in u-µP. The weights of attention are q, k, v, o, those of the FFN gate, up, down.
 
 # %%
 lesson.show(gradient_constants)

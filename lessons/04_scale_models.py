@@ -3,7 +3,7 @@
 # **Question.** A matmul's scale can be counted (lesson 02). Attention's and the gated SiLU's cannot. What does u-µP
 # divide them by, how good is that, and where does it stop holding?
 #
-# *20 minutes.* From earlier lessons you need: [scale](glossary.md#scale) is the root mean square (RMS) of a tensor's
+# *15 minutes.* From earlier lessons you need: [scale](glossary.md#scale) is the root mean square (RMS) of a tensor's
 # elements; u-µP gives each op a factor so that scale 1 in makes scale 1 out; inside a residual branch forward and
 # backward share one. s is the sequence length, K the head dimension, V the vocabulary.
 #
@@ -41,7 +41,8 @@ def attention(s, scale=ops.Scale()):  # with u-µP's scores: α/K times q·k, he
 
 # %% [markdown]
 # ## Predict
-# Causal attention over 256 tokens. q, k and v are random and have scale 1; the output is made of means of v.
+# [Attention](glossary.md#attention) compares a token's query q with all keys k, and by these *scores* takes a mean of
+# the values v; *causal*: only of itself and tokens before it. Here are 256 tokens; q, k, v are random, of scale 1.
 
 # %%
 mine = lesson.guess("What is the RMS of its output?")
@@ -58,11 +59,11 @@ lesson.answer(mine, measured, "and not 1/16: the first tokens see few others, an
 
 # %% [markdown]
 # ## The paper's row
-# **The idea.** α, a [hyperparameter](glossary.md#hyperparameter), decides how strongly an op bends, and at both ends
-# the scale is known. The gated SiLU is x_in · x_gate · sigmoid(α x_gate). With a small α the sigmoid is ½ everywhere,
-# and the scale is ½; with a large one it is a step, and the scale 1/√2. With a small α attention is a plain mean; with
-# a large one it copies a single token, at scale 1. In between mix both ends, on a logarithmic scale, by a weight that
-# depends on α.
+# **The idea.** α, a [hyperparameter](glossary.md#hyperparameter) (it multiplies what a sigmoid or softmax gets),
+# decides how strongly an op bends, and at both ends the scale is known. The gated SiLU, of the feed-forward network, is
+# x_in · x_gate · sigmoid(α x_gate). With a small α the sigmoid is ½ everywhere, and the scale is ½; with a large one it
+# is a step, and the scale 1/√2. With a small α attention is a plain mean; with a large one it copies a single token, at
+# scale 1. In between mix both ends, on a logarithmic scale, by a weight that depends on α.
 #
 # **The formulas** (App. B and Table 4): $\sigma = \text{upper}^w \cdot \text{lower}^{1-w}$, with
 #

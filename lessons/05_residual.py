@@ -3,9 +3,9 @@
 # **Question.** Every branch of a Transformer adds to one stream, so the stream grows with depth. How does u-µP keep it
 # at scale 1, and is it then still the same network?
 #
-# *25 minutes.* This lesson can be read alone; you need a few words, more are in the [glossary](glossary.md). The
-# *trunk* or [residual stream](glossary.md#residual-stream) R begins as the embedding. L *branches*, attention and FFN
-# in turn, take it, compute something and add that: R' = R + f(R). Each begins with an [RMSNorm](glossary.md#rmsnorm),
+# *15 minutes.* Can be read alone; words: [glossary](glossary.md). The *trunk* or [residual
+# stream](glossary.md#residual-stream) R begins as the embedding. L *branches*, attention and feed-forward (FFN) in
+# turn, take it, compute something and add that: R' = R + f(R). Each begins with an [RMSNorm](glossary.md#rmsnorm),
 # which divides a vector by its root mean square (RMS): how large R is, a branch cannot see. *Scale* means RMS. u-µP
 # wants every tensor to start at scale 1. Where independent numbers are added, their squared scales (variances) add up.
 #
@@ -88,7 +88,7 @@ lesson.claim("  scale of the embedding in it (in R + f(R) it is 1 in 5.0)", sqrt
 #
 # **Lemma C.1** says that nothing else changes: the new trunk is the old one over $\sqrt{r_0^2 + … + r_l^2}$, exactly.
 #
-# Which $r_l$? Depth-µP's: $r_l = α/\sqrt{L}$, so that L branches together have a variance that does not depend on L.
+# Which $r_l$? $α/\sqrt{L}$, as in an earlier rule, depth-µP: so the variance of all branches does not depend on L.
 # **α_res** is then what it is named for, the scale of all branches together over that of the embedding; 1 by default. A
 # second number, α_res-attn-ratio, lets attention and FFN branches differ (eqs. 23, 24).
 #

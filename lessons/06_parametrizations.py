@@ -4,7 +4,7 @@
 # **Question.** Three numbers belong to a weight: what it is multiplied by, how large it starts, how fast it learns. Why
 # does the usual choice fail when a model grows, and what do µP and u-µP choose instead?
 #
-# *45 minutes. Needs: what a linear does ([02](02_linear.py)), unit scaling ([03](03_cut_edge.py)), residual branches
+# *20 minutes. Needs: what a linear does ([02](02_linear.py)), unit scaling ([03](03_cut_edge.py)), residual branches
 # ([05](05_residual.py)). Words: [glossary](glossary.md), [notation](notation.md).* Two questions for pencil and paper:
 #
 # 1. A weight has the multiplier 1, starts with standard deviation 1/8, and has the learning rate factor 1/64. You want
@@ -75,10 +75,10 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 # $$w(t+1) = w(t) - \eta\, C\, \Phi_t$$
 #
 # with Φ for what Adam makes of the gradients. **A** is the multiplier, a plain number in the forward pass; **√B** the
-# standard deviation that w starts with; **C** the weight's own factor of the learning rate η. Only two products count:
-# A √B is how large W starts, A C how far a step moves it, as Adam's steps have one size whatever the gradient's
-# ([07](07_adam.py)). So of three numbers one is free: for any θ, A θ, √B/θ and C/θ make the same network, trained in
-# the same way. That is the [abc-symmetry](glossary.md#abc-symmetry).
+# standard deviation that w starts with, as B is the variance; **C** the weight's own factor of the learning rate η.
+# Only two products count: A √B is how large W starts, A C how far a step moves it, as Adam's steps have one size
+# whatever the gradient's ([07](07_adam.py)). So of three numbers one is free: for any θ, A θ, √B/θ and C/θ make the
+# same network, trained in the same way. That is the [abc-symmetry](glossary.md#abc-symmetry).
 #
 # | A, √B, C of | input (embedding) | hidden | output (readout) |
 # |---|---|---|---|
@@ -91,7 +91,7 @@ lesson.answer(mine, growth, "nearly the 4 of very wide models: the terms of Δw 
 # unit scale, and has no base: Tables 2 and 3 are the two steps. One rule is new, the embedding's (App. A.3).
 
 # %%
-print("powers of the width in A √B and A C: input, hidden, output")
+print("powers of the width in A √B and A C: input, hidden, output (umup-iclr: the paper as published later)")
 powers = {}
 for name in parametrization.SCHEMES:
     small, large = (weights(ModelConfig(scheme=name, width=width)) for width in (64, 256))

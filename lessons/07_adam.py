@@ -4,7 +4,7 @@
 # **Question.** Why can each weight have a learning rate of its own, what of a gradient's size does Adam ignore, and
 # what can still go wrong: ε, weight decay, the embedding?
 #
-# *25 minutes. Needs: A, √B and C ([06](06_parametrizations.py)), why gradients may carry a constant
+# *15 minutes. Needs: A, √B and C ([06](06_parametrizations.py)), why gradients may carry a constant
 # ([03](03_cut_edge.py)). Words: [glossary](glossary.md), [notation](notation.md).* Two questions for pencil and paper:
 #
 # 1. All gradients are 1000 times as large as before. What changes in Adam's first step? And in that of plain gradient
@@ -34,8 +34,9 @@ mine = lesson.guess("Adam's first step, over the learning rate, for gradients of
 
 # %% [markdown]
 # ## The naive way
-# Plain gradient descent (SGD) moves a weight by η times its gradient. In a new Llama in the standard parametrization,
-# SP, a step moves one weight by 85 times as large a share of itself as another. No single η fits both.
+# Plain gradient descent (SGD) moves a weight by η times its gradient. In a new [Llama](glossary.md#llama) in the
+# standard parametrization, SP, a step moves one weight by 85 times as large a share of itself as another. No single η
+# fits both.
 
 
 # %%
@@ -74,9 +75,9 @@ lesson.show(adamw, (optim, "DECAYS"))
 
 # %% [markdown]
 # ## Check
-# **The scale of a gradient does not matter.** c_W of `up` is 80,000 in u-µP at this size. Adam's first step with these
-# gradients and with the true ones is the same to half a percent, and the half percent is ε's. SGD's steps would differ
-# by c_W.
+# **The scale of a gradient does not matter.** c_W of `up`, a weight of the feed-forward network, is 80,000 in u-µP at
+# this size. Adam's first step with these gradients and with the true ones is the same to half a percent, and the half
+# percent is ε's. SGD's steps would differ by c_W.
 
 
 # %%

@@ -3,7 +3,7 @@
 #
 # **Question.** You have found the best learning rate of a small model. Is it the best one of a large model, too?
 #
-# *30 minutes. Can be read alone: all it needs is that a model is trained in steps, and that the learning rate η says
+# *20 minutes. Can be read alone: all it needs is that a model is trained in steps, and that the learning rate η says
 # how far each step goes. Why u-µP does what is seen here is the matter of [06](06_parametrizations.py) and
 # [07](07_adam.py). Words: [glossary](glossary.md), [notation](notation.md).* Two questions for pencil and paper:
 #
@@ -28,9 +28,9 @@ from microumup.trainer import Trainer
 
 # %% [markdown]
 # ## Predict
-# The model is a Llama of one layer that learns to continue text, byte by byte. SP, the *standard parametrization*, is
-# what most code does: weights start with standard deviation 1/√fan_in (fan_in: how many numbers each output sums up),
-# and all share one η. Let the model become four times as wide.
+# The model is a [Llama](glossary.md#llama) of one layer that learns to continue text, byte by byte. SP, the *standard
+# parametrization*, is what most code does: weights start with standard deviation 1/√fan_in (fan_in: how many numbers
+# each output sums up), and all share one η. Let the model become four times as wide.
 
 # %%
 mine = lesson.guess("SP, from width 16 to width 64: by what factor does the best learning rate shrink?")
@@ -177,7 +177,8 @@ lesson.claim("cut grid: best η that lie inside of it, of 3", sum(o.inside for o
 # ## Exercise
 # No stub this time. Add `"mup": range(-7, -1)` to GRIDS; where the scheme is `mup`, add `base_width=16` and
 # `base_layers=1` to the model. At width 16 it then is SP but for attention's factor. Where must its best η lie there,
-# and where at width 64?
+# and where at width 64? The table that is printed first tells; the checks stop further down, as they count on two
+# schemes.
 #
 # ## Recap
 # In SP the best learning rate falls as the width grows, and one found on a small model spoils a large one; in u-µP it

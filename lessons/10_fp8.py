@@ -4,7 +4,7 @@
 # **The question.** A linear layer, y = x wᵀ, multiplies three arrays: its input x, its weight w, and dy, the gradient
 # of y. Round all three to 8 bits before they are multiplied. Why does u-µP not mind, while µP learns nothing?
 #
-# About 30 minutes. Can be read alone; all you need is that training computes a gradient of the loss for every tensor.
+# About 20 minutes. Can be read alone; all you need is that training computes a gradient of the loss for every tensor.
 # µP and u-µP are two sets of rules for how weights start, how they are multiplied and how fast they learn ([lesson
 # 06](06_parametrizations.py)). RMS, the root mean square, is the typical size of an element ([glossary](glossary.md)).
 # Two questions for paper and pencil, answered at the end:
@@ -33,15 +33,14 @@ from microumup.trainer import Trainer
 
 # %% [markdown]
 # ## Predict
-#
-# E4M3's smallest positive number is 2^-9; below half of it all is rounded to 0. A new µP model has 15 linears.
+# E4M3's smallest positive number is 2^-9; below half of it all is rounded to 0. A new µP model of two layers has 15
+# linears: seven a layer, and the last one, which makes the [logits](glossary.md#logits).
 
 # %%
 mine = lesson.guess("Which share of all elements of their gradients dy does E4M3 turn into 0? (0 to 1)")
 
 # %% [markdown]
 # ## The formats on paper
-#
 # Eight bits: a sign, then the exponent E, then the mantissa M. In E4M3 that is ±2^(E - 7) · (1 + M/8), in
 # E5M2 ±2^(E - 15) · (1 + M/4). For E = 0 the 1 is missing, which fills the gap around 0 evenly: *subnormal* numbers.
 
@@ -60,7 +59,6 @@ for fmt, bias, mantissa_bits, last, largest, smallest in PAPER:  # after the las
 # the largest. Half way between two numbers, the one with the even M wins, so that nothing is pushed up on the whole.
 #
 # ## The naive way
-#
 # Take a model as it is and cast. Here is µP, with 512 tokens a batch, before the first step.
 
 # %%
@@ -96,19 +94,18 @@ lesson.claim_least("µP: FP8's loss minus float32's", mup_cast - mup_loss, 1)
 
 # %% [markdown]
 # ## The paper's row
-#
 # **The idea:** a tensor of RMS 1 = 2^0 lies in the middle of E4M3's range, 2^-9 to 2^8.8. u-µP chooses the constants in
 # its ops so that x, w and dy start there. For gradients it begins at the loss (Table 4, cross-entropy; V = 256):
 #
 #     true gradient    dlogits = (p - onehot)/512            RMS about 2^-4/512 = 2^-13
 #     u-µP             dlogits = (p - onehot) · V/√(V-1)     RMS 1; the number of tokens is gone
 #
-# (p: the model's probabilities; onehot: 1 for the byte that came.) Every gradient is then a known constant times the
-# true one, which Adam does not see. The rest is one line (Appendix E.2): cast x, w and dy to E4M3, but the inputs of
-# attention's and the FFN's last linear to E5M2, since they grow in training ([11](11_drift.py)). Scale nothing.
+# (p: the model's probabilities; onehot: 1 for the byte that came, 0 for others.) Every gradient is then a known
+# constant times the true one, which Adam does not see. The rest is one line (Appendix E.2): cast x, w and dy to E4M3,
+# but the inputs of attention's and the FFN's last linear to E5M2, since they grow in training ([11](11_drift.py)).
+# Scale nothing.
 #
 # ## Our code, and the check
-#
 # Divide by the distance of neighbours, round, multiply. The distance is a power of two, read off the exponent bits. The
 # check: ml_dtypes, a library; and u-µP's loss against its own in float32 (any rounding moves it by 0.02 or so).
 
@@ -124,7 +121,6 @@ lesson.claim("u-µP: FP8's loss minus float32's", umup_cast - umup_loss, 0, with
 
 # %% [markdown]
 # ## What u-µP saves
-#
 # µP can be rescued as others do it: *per-tensor scaling* multiplies every tensor so that its largest element becomes
 # 448. To find that one takes a pass over the tensor before the cast. *Delayed scaling* takes the largest of the last 16
 # steps instead: it keeps a history of each of the 45 tensors that a step casts, and fails when one of them jumps.
@@ -168,7 +164,6 @@ lesson.save(figure, "Left: a marker is x, w or dy of a linear of a new model; gr
 
 # %% [markdown]
 # ## What would fool you
-#
 # Let `rint` send ties away from zero, as school does. Random numbers hardly ever are ties, and training does not mind:
 # the check above passes. The one that catches it rounds the middle between any two neighbours.
 
@@ -184,12 +179,10 @@ lesson.claim("right ones: of 126, rounded otherwise", (quantize(middle, E4M3) !=
 
 # %% [markdown]
 # ## Exercise
-#
 # Write the rounding to E4M3 yourself: `to_e4m3` in `lessons/exercises/ex10.py`. `pytest -m lesson10 lessons` grades it,
 # `python lessons/hint.py 10 1` gives a first hint.
 #
 # ## Recap
-#
 # E4M3 has numbers from 2^-9 to 448, and µP's gradients of a mean loss lie below all of them: they become zeros. u-µP
 # starts every x, w and dy near RMS 1, so a plain cast does, where others keep a changing factor for every tensor.
 #

@@ -4,7 +4,7 @@
 # **The question.** u-µP starts every tensor near scale 1, in the middle of what FP8 can store. Training changes the
 # weights, and with them everything. Which tensors move away, how far, and what makes them?
 #
-# About 20 minutes. From lesson 10: a linear multiplies its input x, its weight w and its output's gradient dy. FP8 has
+# About 15 minutes. From lesson 10: a linear multiplies its input x, its weight w and its output's gradient dy. FP8 has
 # two formats, E4M3 up to 448 and E5M2 up to 57344; larger elements *saturate*, they become the largest. RMS is the
 # typical size of an element, an *octave* a factor of 2 ([glossary](glossary.md)).
 #
@@ -12,7 +12,8 @@
 #
 # 1. One step of Adam moves an element of a weight by at most about η · C, the learning rate and the weight's factor. In
 #    u-µP the head has C = 1, a hidden weight of fan_in 64 in a model of 2 layers (L = 4 branches) has C = fan_in^-1/2 ·
-#    L^-1/2. After 192 steps with η = 1.4 on average half, how far has each moved at most?
+#    L^-1/2. After 192 steps, in which the schedule lets half of η = 1.4 pass on average, how far has each moved at
+#    most?
 # 2. The input of `up` comes from an RMSNorm without a gain. By how much can its RMS grow?
 
 # %%
@@ -31,7 +32,6 @@ from microumup.trainer import train
 
 # %% [markdown]
 # ## Predict
-#
 # The head is the last linear: it makes a logit of each byte from the model's 64 features. We train 192 steps at a good
 # learning rate, η = 2^0.5.
 
@@ -40,7 +40,6 @@ mine = lesson.guess("By what factor does the RMS of the head's weight grow?")
 
 # %% [markdown]
 # ## The naive way
-#
 # Look at a new model: every RMS is within 2 octaves of 1, and no element is past 2^6. So E4M3 fits, for all tensors and
 # for good. `watch` calls us back during training, with all gradients still there; we note how every x, w and dy lies
 # in E4M3.
@@ -50,10 +49,10 @@ STEPS, RATES = 192, [2**-1.5, 2**0.5, 2**2.5, 2**4]
 ALL_E4M3, corpus = parse_recipe("fp8,all.all=e4m3"), load_corpus(seq_len=32)
 
 
-def drift(lr):
+def drift(lr, **more):
     """The Range of every tensor by step, and the final loss of a u-µP model of width 64."""
     found = {}
-    config = TrainConfig(width=64, seq_len=32, steps=STEPS, lr=lr)
+    config = TrainConfig(width=64, seq_len=32, steps=STEPS, lr=lr, **more)
     result = train(config, corpus, watch_every=16, watch=lambda step, losses: found.update(
         {step: ranges.linear_ranges(losses, ALL_E4M3)}))[1]  # fmt: skip
     return found, result["loss_final"]
@@ -75,7 +74,6 @@ lesson.claim_least("η = 16: share of the last FFN-down's x past 448", saturated
 # linear of the FFN, do. The look at the start showed nothing of this.
 #
 # ## The paper's row
-#
 # **The idea:** ask for each tensor what holds it. Appendix F.3 has four answers:
 #
 # * an input behind an RMSNorm cannot grow: the norm sets its RMS to 1, whatever came before;
@@ -87,7 +85,7 @@ lesson.claim_least("η = 16: share of the last FFN-down's x past 448", saturated
 # * gradients settle after the first steps, but those of `o` and `down` shrink as their inputs grow: a norm that divides
 #   a larger stream passes less gradient on.
 #
-# And one thing moves them all, says Fig. 9: the learning rate.
+# And one thing moves them all, says the paper's Fig. 9: the learning rate.
 #
 # ## Our code
 
@@ -96,7 +94,6 @@ lesson.show(ranges.Range, ranges.linear_ranges, ranges.measure)
 
 # %% [markdown]
 # ## Check
-#
 # Growth in octaves at η = 2^0.5, from the first step to the last. (Rounding differs between processors, and training
 # makes more of it: so the margins are wide where another seed differs as much.)
 
@@ -171,7 +168,6 @@ lesson.save(
 
 # %% [markdown]
 # ## What would fool you
-#
 # This lesson looks at RMS, as the paper does, and at η = 16 the check "every RMS lies in E4M3's range" passes. But the
 # RMS is a typical size, and elements are not all typical. The check that sees it counts the elements past 448.
 
@@ -183,12 +179,11 @@ lesson.claim_most("and over E5M2's 57344", at_16["layer1.down.x"].absmax / E5M2.
 
 # %% [markdown]
 # ## Exercise
-#
-# No stub this time. Give the model `alpha_loss_softmax=8` in `drift`. What should happen to the head's weight, and by
-# how many octaves? Check yourself with `ends["head.w"]`.
+# No stub this time. α_loss-softmax multiplies the logits in the loss. Set to 8, what should it do to the head's weight,
+# and by how many octaves? Then add two lines at the script's end: `found, _ = drift(2**0.5, alpha_loss_softmax=8)` and
+# `print(np.log2(found[STEPS - 1]["head.w"].rms))`. Above it was 3.3.
 #
 # ## Recap
-#
 # Inputs behind a norm stay, the head's weight and the inputs of `o` and `down` grow, by octaves, and the learning rate
 # decides by how many. Starting at 1 leaves room for it, and E5M2 leaves more to the two that need it.
 #

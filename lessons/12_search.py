@@ -4,7 +4,7 @@
 # **The question.** A scheme has half a dozen hyperparameters. May each be searched alone, at the others' defaults, and
 # the best values then be put together? That is cheap. When does it go astray?
 #
-# About 25 minutes. From earlier lessons: µP and u-µP are tables of rules ([06](06_parametrizations.py)), η is the
+# About 15 minutes. From earlier lessons: µP and u-µP are tables of rules ([06](06_parametrizations.py)), η is the
 # learning rate, RMS a typical size. *Hyperparameters* are what the rules leave to you: u-µP's are factors α before ops
 # that are not linear, µP's also the init's scale σ_init and the embedding's α_emb ([glossary](glossary.md)). On paper:
 #
@@ -40,7 +40,6 @@ VALUES = [2.0**k for k in range(-2, 3)]  # of each of them; 1 is the default
 
 # %% [markdown]
 # ## Predict
-#
 # µP's weights start with a standard deviation proportional to σ_init. Attention's scores are products of q and k, and
 # each is a weight times an input of RMS 1. Double σ_init.
 
@@ -49,7 +48,6 @@ mine = lesson.guess("By what factor does the RMS of attention's scores grow?")
 
 # %% [markdown]
 # ## The naive way
-#
 # In µP, search α_loss at σ_init = 1, and keep it when somebody wants σ_init = 1/4. A run of this tiny model takes a
 # tenth of a second; its loss is that on validation text, in nats per byte.
 
@@ -86,7 +84,6 @@ lesson.claim_least("µP at σ_init = 1/4: keeping that α_loss costs, nats", mup
 
 # %% [markdown]
 # ## The paper's row
-#
 # **The idea** (Section 3.2, Appendix D): two hyperparameters that move the same scale of the model cannot be searched
 # apart. So look which scale each one moves in a new model. There are five: the size of a step relative to its weight,
 # what goes into attention's softmax, the FFN's sigmoid and the loss, and what branches add relative to the embedding.
@@ -110,7 +107,8 @@ for scheme, names in OWN.items():
     base = TrainConfig(**BASE[scheme])
     doubled = [replace(base, **{name: 2 * getattr(base, name)}) for name in ("lr", *names)]
     moved[scheme] = np.array([np.log2(scales(config) / scales(base)) for config in doubled]).T
-    print(f"{scheme}: step, scores, sigmoid, loss, branches, over lr, {', '.join(names)}\n{moved[scheme].round(1) + 0}")
+    print(f"{scheme}. Rows: step, scores, sigmoid, loss, branches; columns: lr, {', '.join(names)}")
+    print(moved[scheme].round(1) + 0)
 lesson.claim_most("u-µP: distance from the identity matrix", abs(moved["umup"] - np.eye(5)).max(), 0.05)
 lesson.claim("µP: scales that σ_init moves", (abs(moved["mup"][:, 2]) > 0.5).sum(), 5, within=0)
 lesson.answer(mine, 2 ** moved["mup"][1, 2], "σ_init is in q and in k.")
@@ -119,7 +117,6 @@ lesson.answer(mine, 2 ** moved["mup"][1, 2], "σ_init is in q and in k.")
 # In u-µP each hyperparameter moves one scale, its own. In µP σ_init moves all five, four of them together with another.
 #
 # ## Our code, and the check
-#
 # The paper's measure of what we have just seen, over all rows and columns: what it costs on average to take the best
 # value of another one. Then whole searches: η, then each other one alone at the best η, then all best values together;
 # or as many runs at random.
@@ -175,7 +172,6 @@ lesson.save(figure, "Loss over two hyperparameters: dark is high, circles the be
 
 # %% [markdown]
 # ## What would fool you
-#
 # The matrix above is the identity, so u-µP's hyperparameters are independent: that check passes. But it looks at a new
 # model. In training the head's weight grows, the faster the larger η ([11](11_drift.py)); then η scales the logits as
 # α_loss does. The check that sees it trains.
@@ -186,14 +182,14 @@ lesson.claim_least("u-µP: coupling of η and α_loss, trained", statistics.coup
 
 # %% [markdown]
 # ## Exercise
-#
-# No stub this time. Which other pair of µP's should be coupled by the matrix, and which not? Try `grid("mup", ...)`.
+# No stub this time. Which other pair of µP's should be coupled by the matrix, and which not? Add at the script's end
+# `print(statistics.coupling(grid("mup", alpha_emb=VALUES, sigma_init=VALUES)))`, and the same for a pair of yours. Does
+# a short training feel all that the matrix shows?
 #
 # ## Recap
-#
 # Two hyperparameters that move the same scale have to be searched together; u-µP has one for each scale of a new model.
 # That shows in single pairs here; that its searches profit from it, a few dozen runs of a tiny model cannot show.
 #
 # **The way on.** [Lesson 13](13_your_op.py): an op that the paper does not have, with a factor of its own.
 #
-# **Answers.** 1. 5^6 = 15,625; and 30, or 26, as the default is in each line. 2. α_loss = 4.
+# **Answers.** 1. 5^6 = 15,625; and 30, or 25, as all lines share the point of the defaults. 2. α_loss = 4.

@@ -4,7 +4,7 @@
 # **The question.** Your model has an op that the paper does not have, say GELU. Which factor does it need, and how do
 # you show that it, and the rest of your u-µP, is right?
 #
-# About 30 minutes. From earlier lessons: an op is a pair of functions, forward and backward, with factors that keep its
+# About 15 minutes. From earlier lessons: an op is a pair of functions, forward and backward, with factors that keep its
 # output at scale 1 ([02](02_linear.py)); inside a branch both take the same factor, which is the cut-edge rule
 # ([03](03_cut_edge.py)); scale is the RMS ([glossary](glossary.md)). Two questions for paper and pencil:
 #
@@ -40,7 +40,6 @@ mine = lesson.guess("What is the RMS of GELU's output, α = 1, for x of mean 0 a
 
 # %% [markdown]
 # ## The naive way
-#
 # Put it in as it is: eight layers, each a unit-scaled linear of width 256 and a GELU. What is left is less than 0.65^8,
 # as smaller inputs come nearer to x/2.
 
@@ -57,11 +56,10 @@ lesson.claim("RMS after eight layers with a plain GELU", deep(gelu), 0.0076, wit
 
 # %% [markdown]
 # ## The paper's row
-#
 # **The idea** (Appendix B): nobody can write down the scale for each α, but both ends are easy. For α near 0 GELU is
-# x/2, of scale 1/2; for a large α it is a ReLU, of scale 1/√2. In between go from one to the other on a logarithmic
-# scale, and let one number c say where: σ(α) = log_interpolate(1/(1 + c/α²), 1/√2, 1/2). So does the paper for its
-# gated SiLU (c = 1) and for attention. For an op of yours `fit_scale` measures, fits and prints the rule:
+# x/2, of scale 1/2; for a large α it is a ReLU, max(x, 0), of scale 1/√2. In between go from one to the other on a
+# logarithmic scale, and let one number c say where: σ(α) = log_interpolate(1/(1 + c/α²), 1/√2, 1/2). So does the paper
+# for its gated SiLU (c = 1) and for attention. For an op of yours `fit_scale` measures, fits and prints the rule:
 
 # %%
 alphas = [2.0**k for k in range(-3, 4)]
@@ -76,7 +74,6 @@ lesson.answer(mine, measured[alphas.index(1.0)].rms["y"], "between 1/2, that of 
 # The same factor, 1/σ, then stands in the backward pass. It leaves dx at 1.01 to 1.04, which is good enough.
 #
 # ## Our code
-#
 # The model of the paper's own op, and how it becomes factors. Yours goes beside it:
 
 # %%
@@ -100,7 +97,6 @@ def gelu_backward(dy, saved):
 
 # %% [markdown]
 # ## Check
-#
 # Four checks make a certificate: finite differences, factors, scale, and the reference for all else that you have
 # written. Eight layers now end at 1.2 instead of 0.0076. What is off by chance grows, as GELU lets a larger part of
 # larger inputs through; the norm at the start of each branch puts an end to that.
@@ -168,7 +164,6 @@ lesson.save(figure, "Scale of GELU's output and gradient over its multiplier α;
 
 # %% [markdown]
 # ## What would fool you
-#
 # dx comes out at 1.036: let a factor of its own bring it to 1. Finite differences and factors are as before, y and dx
 # have RMS 1: all checks above pass. But in a branch, where the gradient also goes past the op, both now add up in a
 # wrong proportion. The check that sees it is the cosine to the true gradient behind the branch: `gradcheck` takes it.
@@ -185,12 +180,10 @@ lesson.claim_least("1 - cosine behind the branch", off[1], 1000 * gradcheck.COSI
 
 # %% [markdown]
 # ## Exercise
-#
 # Write the pair of ReLU², max(x, 0)², with its factor, in `lessons/exercises/ex13.py`. Its scale you can work out on
 # paper. `pytest -m lesson13 lessons` grades it, `python lessons/hint.py 13 1` gives a first hint.
 #
 # ## Recap
-#
 # A new op needs one number, the RMS of its output for unit-scale inputs, as a function of its multiplier; the same
 # factor goes backward. Then let finite differences, the reference and the doctor say what you cannot see.
 #

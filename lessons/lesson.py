@@ -60,7 +60,7 @@ def guess(question: str, unit: str = "") -> float | None:
 
 def answer(guess: float | None, measured: float, why: str) -> None:
     """Print what was measured beside what was predicted, by what factor that was off, and why it is as it is."""
-    print(f"Measured: {measured:.4g}, {why}")
+    print(f"Measured: {measured:,.0f}, {why}" if 1e4 <= abs(measured) < inf else f"Measured: {measured:.4g}, {why}")
     if guess is None:
         return
     if guess * measured > 0 and isfinite(guess) and isfinite(measured):
@@ -81,7 +81,7 @@ def claim(what: str, measured: float, expected: float, *, within: float, relativ
     `within` is a share of `expected`, or, with relative=False, a distance.
     """
     allowed = within * abs(expected) if relative else within
-    margin = f"within {100 * within:g} %" if relative else f"within {within:g}"
+    margin = "exactly" if within == 0 else f"within {100 * within:g} %" if relative else f"within {within:g}"
     _judge(what, measured, f"expected {expected:.6g} {margin}", abs(measured - expected) <= allowed)
 
 

@@ -135,7 +135,7 @@ def test_a_lesson_whose_claim_fails_stops_the_book(tmp_path: Path) -> None:
 
     script = tmp_path / "00_wrong.py"
     script.write_text('# %%\nimport lesson\n\nlesson.claim("one", 2, 1, within=0)\n', "utf-8")
-    with pytest.raises(CellExecutionError, match="one: measured 2, expected 1 within 0 %"):
+    with pytest.raises(CellExecutionError, match="one: measured 2, expected 1 exactly"):
         book.execute(script)
 
 
