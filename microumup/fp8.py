@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from microumup.backend import Array, xp_of
-from microumup.cpu import blocks
+from microumup.cpu import BLOCK, blocks
 
 
 class Format(NamedTuple):
@@ -57,23 +57,23 @@ def quantize(x: Array, fmt: Format) -> Array:
         raise ValueError(f"quantize: x is {dtype}; pass float32, x.astype(np.float32)")
     xp = xp_of(x)
     out = xp.empty(x.shape, dtype=np.float32)
+    spacing = xp.empty(min(x.size, BLOCK) if xp is np else x.size, dtype=np.float32)
     with np.errstate(invalid="ignore"):  # a signaling NaN would warn
         for y, x_i in blocks(out, xp.ascontiguousarray(x)):
             xp.clip(x_i, -fmt.max, fmt.max, out=y)
-            step = _spacing(y, fmt)
+            _spacing(y, fmt, out=(step := spacing[: y.size]))
             y /= step  # exact, by a power of two. Neighbours in fmt are now 1 apart,
             xp.rint(y, out=y)  # and rint rounds to nearest, ties to even, and keeps the sign of zero
             y *= step
     return out
 
 
-def _spacing(y: Array, fmt: Format) -> Array:
-    """Distance between neighbours in fmt at y: 2^(max(⌊log2|y|⌋, min_exponent) − mantissa_bits)."""
+def _spacing(y: Array, fmt: Format, *, out: Array) -> None:
+    """out = the distance between neighbours in fmt at y: 2^(max(⌊log2|y|⌋, min_exponent) − mantissa_bits)."""
     xp = xp_of(y)
-    step = (y.view(np.uint32) & np.uint32(EXPONENT_BITS)).view(np.float32)
-    xp.maximum(step, fmt.min_normal, out=step)  # subnormals are spaced like the smallest normals
-    step *= 2.0**-fmt.mantissa_bits
-    return step
+    xp.bitwise_and(y.view(np.uint32), EXPONENT_BITS, out=out.view(np.uint32))
+    xp.maximum(out, fmt.min_normal, out=out)  # subnormals are spaced like the smallest normals
+    out *= 2.0**-fmt.mantissa_bits
 
 
 class LinearFormats(NamedTuple):
