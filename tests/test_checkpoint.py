@@ -126,6 +126,14 @@ def test_a_sealed_record_comes_back_and_no_other_does(record: dict[str, Any]) ->
         checkpoint.unsealed(checkpoint.to_json(checkpoint.sealed(record, "owner") | {"more": 1.5e-7}), "owner")
 
 
+def test_a_checksum_that_has_moved_elsewhere_is_no_older_version_s() -> None:
+    """Two lines of a record swapped, that of the checksum with one of an object in it, were accepted unchecked."""
+    moved = {"loss": 1.5, "config": {"width": 8, "crc32": "0123abcd"}, "seed": 0}
+    with pytest.raises(ValueError, match="checksum"):
+        checkpoint.unsealed(json.dumps(moved), "owner")
+    assert checkpoint.unsealed('{"loss": 1.5}', "owner") == {"loss": 1.5}
+
+
 @pytest.mark.parametrize("content", [b"", b"3", b"[1]", b"{", b"\xff", b"[" * 10**5, b"9" * 10**4, b"null"])
 def test_what_is_no_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_bytes(content)
