@@ -63,7 +63,7 @@ def flushed(record: Record) -> Row:
 
 def with_casts(setting: Setting, width: int, steps: int) -> Iterator[Run]:
     """µP and u-µP from every seed, in float32 and in FP8, with the ranges before the first step and at the last."""
-    for line, seed, fp8 in product((MUP_SMALL, UMUP), range(setting.seeds), ("none", "fp8")):
+    for line, seed, fp8 in product((MUP_SMALL, UMUP), setting.seeds_for("casts"), ("none", "fp8")):
         yield setting.run(line, ranges=steps, width=width, steps=steps, seed=seed, fp8=fp8)
 
 

@@ -24,7 +24,8 @@ def recipe(setting: Setting, known: Known) -> Iterator[Run]:
         centre = setting.log2_typical_lr[line]
         if line != SP:
             centre += setting.log2_lr_shift.get((axis, value), 0)
-        for seed, log2_lr in product(range(setting.seeds), setting.grid(centre, 1.5)):
+        seeds = range(setting.seeds) if line == SP else setting.seeds_for(f"{axis} {value}")
+        for seed, log2_lr in product(seeds, setting.grid(centre, 1.5)):
             yield setting.run(line, role=axis, lr=2.0**log2_lr, seed=seed, **{axis: value})
 
 

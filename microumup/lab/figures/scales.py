@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from math import log2, nan
 from typing import Any
@@ -21,10 +22,11 @@ LINES = (MUP_SMALL, UMUP)
 TENSORS = {"x": "x, input", "w": "w, weight", "dy": "dy, gradient"}
 
 
-def over_training(setting: Setting, known: Known) -> Iterator[Run]:
-    """Runs of µP and u-µP with the ranges of every linear's x, w and dy along training, for Figs. 3 and 8."""
-    for line, seed in product(LINES, range(setting.seeds)):
-        yield setting.run(line, ranges=setting.ranges_every, width=setting.middle, seed=seed)
+def over_training(part: str, setting: Setting, known: Known) -> Iterator[Run]:
+    """Runs of µP and u-µP with the ranges of every linear's x, w and dy along training; u-µP's from the part's seeds."""
+    for line in LINES:
+        for seed in setting.seeds_for(part if line == UMUP else ""):
+            yield setting.run(line, ranges=setting.ranges_every, width=setting.middle, seed=seed)
 
 
 def log2_rms(rows: Rows) -> dict[str, float]:
@@ -135,8 +137,8 @@ def fig9_recipe(setting: Setting, known: Known) -> Iterator[Run]:
     axes = {"lr": [2.0**value for value in setting.grid(setting.log2_typical_lr[UMUP], 2)]}
     axes |= {name: getattr(setting, field) for name, field in SIZES.items()}
     axes |= {name: [2.0**v for v in setting.octaves(*ends)] for name, ends in TABLE6_RANGES[UMUP].items()}
-    for (axis, points), seed in product(axes.items(), range(setting.ending_seeds)):
-        for value in points:
+    for axis, points in axes.items():
+        for seed, value in product(setting.seeds_for(f"end {axis}", setting.ending_seeds), points):
             options = setting.usual | {"seed": seed, "fp8": "fp8", axis: value}
             yield setting.run(UMUP, role=axis, ranges=options["steps"], **options)
 
@@ -196,13 +198,13 @@ FIGURES = [Figure(
     """Each point is the RMS of an input x, a weight w or a gradient dy of one linear; lines are the limits of
 the FP8 formats. u-µP starts near 1 by construction. What has to be seen is that training does not move it out of
 E4M3's range.""",
-    fig3_claims, draw_fig3, over_training, ("width", "lr", "seed"),
+    fig3_claims, draw_fig3, partial(over_training, "ranges"), ("width", "lr", "seed"),
     steps=lambda record: list(record["ranges"])[:: max(1, len(record["ranges"]) - 1)],  # the first and the last
 ), Figure(
     "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
     """The tensors of Fig. 3 along training. Many inputs cannot grow, since an RMSNorm stands before them. The
 paper names those that do: the decoder's weight, and the inputs of the last projections.""",
-    fig8_claims, draw_fig8, over_training, ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
+    fig8_claims, draw_fig8, partial(over_training, "growth"), ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
 ), Figure(
     "fig9", "What moves the RMS at the end of training",
     "only the learning rate moves the RMS at the end of training",

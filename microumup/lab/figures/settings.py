@@ -60,6 +60,11 @@ class Setting(NamedTuple):
     coupling_seeds: int = 2
     ranges_every: int = 64
     ending_seeds: int = 3  # of fig9
+    seeds_of: dict[str, int] = {}  # noqa: RUF012 - of parts that `figures power` said need more, or that are cheap
+
+    def seeds_for(self, part: str, usual: int = 0) -> range:
+        """The seeds of a part of a figure: as many as `seeds_of` says, else `usual`, else all that others have."""
+        return range(self.seeds_of.get(part, usual or self.seeds))
 
     def some(self, values: list[float]) -> list[float]:
         """All of them; or as many as this setting keeps, the first and the last among them."""
@@ -69,6 +74,10 @@ class Setting(NamedTuple):
     def grid(self, centre: float, reach: float, step: float = 0.5) -> list[float]:
         """Exponents around `centre`, `reach` to either side."""
         return self.some(np.arange(centre - reach, centre + reach + step / 2, step).tolist())
+
+    def around(self, line: str, width: int) -> tuple[float, float]:
+        """The centre and the reach of a line's grid of learning rates at a width."""
+        return self.log2_lr[line][width], self.log2_reach.get(line, 2)
 
     def octaves(self, low: float, high: float) -> list[float]:
         """Exponents from `low` to `high`, an octave apart."""
@@ -124,6 +133,12 @@ LAPTOP = Setting(
         ("steps", 128): 0.5, ("steps", 2048): -0.5, ("batch_size", 4): -0.5, ("batch_size", 64): 0.5,
         ("layers", 1): -0.5, ("layers", 8): 0.5,
     },
+    seeds_of={
+        MUP: 6, MUP_SMALL: 6, UMUP: 6, "widest": 4,  # lines over width
+        "casts": 6, "ranges": 18, "growth": 8,
+        "steps 128": 6, "batch_size 4": 8, "batch_size 64": 8, "layers 8": 6,
+        "end width": 6, "end layers": 8, "end batch_size": 16,
+    },
 )  # fmt: skip
 
 QUICK = LAPTOP._replace(
@@ -134,7 +149,7 @@ QUICK = LAPTOP._replace(
     log2_lr={line: dict.fromkeys((16, 32), centre) for line, centre in LAPTOP.log2_typical_lr.items()},
     narrow=16, middle=16, short_steps=2, fp8_widths=(16, 32), emb_widths=(16, 32),
     steps=(2, 4), batches=(1, 2), depths=(1, 2),
-    search_steps=2, search_seeds=2, draws=4, coupling_seeds=1, ranges_every=2, ending_seeds=1,
+    seeds_of={}, search_steps=2, search_seeds=2, draws=4, coupling_seeds=1, ranges_every=2, ending_seeds=1,
 )  # fmt: skip
 
 PAPER = Setting(

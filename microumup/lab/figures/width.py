@@ -28,12 +28,13 @@ def label(line: str, rows: Rows) -> str:
 
 def over_width(setting: Setting, lines: Sequence[str], *, widest: bool = True) -> Iterator[Run]:
     """Learning rates around each line's optimum, at every width and from every seed."""
-    for line, width, seed in product(lines, setting.widths, range(setting.seeds)):
-        for log2_lr in setting.grid(setting.log2_lr[line][width], setting.log2_reach.get(line, 2)):
+    for line, width in product(lines, setting.widths):
+        for seed, log2_lr in product(setting.seeds_for(line), setting.grid(*setting.around(line, width))):
             yield setting.run(line, width=width, lr=2.0**log2_lr, seed=seed)
     for line, width in product(lines, setting.widest if widest else ()):
-        for log2_lr in setting.grid(setting.log2_lr[line][width], 0.5):
-            yield setting.run(line, width=width, lr=2.0**log2_lr)
+        seeds = range(1) if line == SP else setting.seeds_for("widest", 1)
+        for seed, log2_lr in product(seeds, setting.grid(setting.log2_lr[line][width], 0.5)):
+            yield setting.run(line, width=width, lr=2.0**log2_lr, seed=seed)
 
 
 def draw_over_width(data: Data, lines: Sequence[str] = tuple(NAMES), x: str = "lr") -> Any:
