@@ -19,14 +19,19 @@ T_QUANTILES = {
     10: 2.22814, 11: 2.20099, 12: 2.17881, 13: 2.16037, 14: 2.14479, 15: 2.13145, 16: 2.11991, 17: 2.10982, 18: 2.10092,
     19: 2.09302, 20: 2.08596, 24: 2.06390, 30: 2.04227, 40: 2.02108, 60: 2.00030, 120: 1.97993,
 }  # fmt: skip
+CHANCE_80 = 0.8416  # the 0.8 quantile of a normal distribution
 
 
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % interval; low and high are None where one seed gives none."""
-
+class _Interval(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+
+
+class Estimate(_Interval):
+    """A mean over seeds with its 95 % interval; low and high are None where one seed gives none."""
+
+    seeds = 0  # how many it is the mean of; 0 where chance has no part in it
 
 
 def exactly(value: float) -> Estimate:
@@ -40,11 +45,28 @@ def mean_interval(values: Iterable[float]) -> Estimate:
     if not values or not all(map(isfinite, values)):
         return Estimate(nan)
     mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Estimate(mean)
-    t = T_QUANTILES[max(freedom for freedom in T_QUANTILES if freedom <= count - 1)]
-    half = t * float(np.std(values, ddof=1)) / sqrt(count)
-    return Estimate(mean, mean - half, mean + half)
+    half = t_quantile(count) * float(np.std(values, ddof=1)) / sqrt(count) if count > 1 else nan
+    estimate = Estimate(mean, mean - half, mean + half) if count > 1 else Estimate(mean)
+    estimate.seeds = count
+    return estimate
+
+
+def t_quantile(count: int) -> float:
+    """Half the width of the 95 % interval of a mean of `count` values, in its standard errors."""
+    return T_QUANTILES[max(freedom for freedom in T_QUANTILES if freedom <= count - 1)]
+
+
+def seeds_to_tell(estimate: Estimate, distance: float, most: int = 999) -> int | None:
+    """How many seeds it takes, with a chance of 80 %, to tell an estimate from a value so far away from it.
+
+    The spread over seeds is that of the seeds there are. None where they say nothing of it, or where it takes more than
+    `most`. A planned number is to be kept to: whoever adds seeds until an interval fits finds what he wants to find.
+    """
+    if estimate.seeds < 2 or estimate.high is None:
+        return None
+    spread = (estimate.high - estimate.value) / t_quantile(estimate.seeds) * sqrt(estimate.seeds)
+    counts = range(2, most + 1)
+    return next((n for n in counts if (t_quantile(n) + CHANCE_80) * spread / sqrt(n) <= distance), None)
 
 
 class Optimum(NamedTuple):
@@ -76,6 +98,24 @@ def optimum(curve: Curve) -> Optimum:
         return Optimum(x1, y1, inside=True)
     x = (x0 + x1) / 2 - d01 / (2 * curvature)
     return Optimum(x, y0 + d01 * (x - x0) + curvature * (x - x0) * (x - x1), inside=True)
+
+
+def flat_minimum(curve: Curve, reach: int = 2) -> float:
+    """The x of the minimum by a parabola through the best point and up to `reach` to either side, by least squares.
+
+    In a flat basin chance decides which point is the lowest, and `optimum`, which looks at its two neighbours alone,
+    follows it. The loss is better read off `optimum`: a wide parabola need not touch the curve. NaN where `optimum` is
+    not inside; and `optimum`'s x where the wide one has its minimum beyond its points, or none.
+    """
+    best, points = optimum(curve), sorted(curve)
+    if not best.inside:
+        return nan
+    i = min(range(len(points)), key=lambda i: points[i][1])
+    near = [point for point in points[max(i - reach, 0) : i + reach + 1] if isfinite(point[1])]
+    x, y = np.array(near).T
+    curvature, slope, _ = np.polyfit(x - points[i][0], y, 2)
+    place = points[i][0] - slope / (2 * curvature) if curvature > 0 else nan
+    return float(place) if x[0] <= place <= x[-1] else best.x
 
 
 def loss_at(curve: Curve, x: float) -> float:

@@ -124,7 +124,8 @@ def as_json(claim: Claim) -> Row:
     def number(value: Any) -> Any:
         return float(f"{value:.4g}") if isinstance(value, float) and isfinite(value) else None
 
-    return {name: value if isinstance(value, str) else number(value) for name, value in claim._asdict().items()}
+    kept = (str, int)  # words, and counts of seeds
+    return {name: value if isinstance(value, kept) else number(value) for name, value in claim._asdict().items()}
 
 
 def account(records: Sequence[Record], sessions: Sequence[Row]) -> Row:

@@ -1,11 +1,11 @@
 """Claims and whether they hold: an effect with its 95 % interval over seeds, a criterion, and the verdict."""
 
 from collections.abc import Sequence
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from typing import NamedTuple
 
 from microumup.lab.figures.rows import Row, or_nan
-from microumup.lab.statistics import Estimate
+from microumup.lab.statistics import Estimate, seeds_to_tell
 
 HOLDS, PARTLY, UNDECIDED, FAILS = "holds", "holds partly", "undecided", "does not hold at this scale"
 REPORTED, NOT_JUDGED = "reported", "not judged"
@@ -46,17 +46,18 @@ REPORT = Criterion()
 def judge(estimate: Estimate, criterion: Criterion) -> str:
     """The verdict: the one place where it is made.
 
-    It *holds* when the estimate and its whole interval meet the criterion, and *does not hold* when the estimate does
-    not. In between the estimate meets it and the interval reaches beyond, or is not known as there is one seed: then it
-    *holds partly*; but if the interval contains the opposite too (`Criterion.opposed`), it is *undecided*.
+    It *holds* when the estimate and its whole interval meet the criterion, and *does not hold* when nothing in the
+    interval does. In between, where the estimate meets it and the interval reaches beyond, it *holds partly*; but it is
+    *undecided* if the interval contains the opposite too (`Criterion.opposed`), and where the estimate misses what its
+    interval reaches. The interval of one seed is not known: it reaches anywhere but to the opposite.
     """
     if criterion == REPORT:
         return REPORTED
     if isnan(estimate.value):
         return NOT_JUDGED
-    if not criterion.allows(estimate.value):
-        return FAILS
     low, high = or_nan(estimate.low), or_nan(estimate.high)
+    if not criterion.allows(estimate.value):
+        return FAILS if high < criterion.low or low > criterion.high else UNDECIDED
     if criterion.allows(low) and criterion.allows(high):
         return HOLDS
     return UNDECIDED if criterion.opposed(low, high) else PARTLY
@@ -83,12 +84,19 @@ class Claim(NamedTuple):
     paper: str  # the paper's figure
     criterion: str
     verdict: str
+    seeds: int = 0  # that the interval is over; 0: chance has no part in it
+    seeds_needed: int | None = None  # to decide it, by the spread over those there are; None: it is, or that is unknown
 
 
 def claim(text: str, estimate: Estimate, criterion: Criterion = REPORT, unit: str = "nats", paper: str = "") -> Claim:
     """A claim with its verdict."""
-    effect = None if isnan(estimate.value) else estimate.value
-    return Claim(text, effect, estimate.low, estimate.high, unit, paper, str(criterion), judge(estimate, criterion))
+    effect, verdict = None if isnan(estimate.value) else estimate.value, judge(estimate, criterion)
+    needed = None
+    if verdict in (PARTLY, UNDECIDED):
+        limits = [limit for limit in criterion if isfinite(limit)]
+        needed = seeds_to_tell(estimate, min(abs(estimate.value - limit) for limit in limits))
+    found = (text, effect, estimate.low, estimate.high, unit, paper, str(criterion), verdict)
+    return Claim(*found, estimate.seeds, needed)
 
 
 def amount(value: float | None, unit: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from microumup.lab import pictures as pic
 from microumup.lab.figures.rows import Rows, by_seed, curve, values, where
 from microumup.lab.figures.settings import FIXED_EMB, MUP, MUP_SMALL, SP, UMUP
-from microumup.lab.statistics import optimum
+from microumup.lab.statistics import flat_minimum
 
 Style = dict[str, Any]
 
@@ -28,7 +28,7 @@ POINTS: Style = {"linestyle": "none", "markersize": 9, "markeredgecolor": "black
 DASHES = (":", "-.", "--", "-", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))  # of sizes, the last that are used end with "-"
 GRAY: Style = {"color": "dimgray", "linewidth": 1, "zorder": 0.9}  # of a line to compare with
 NATS, LR = "training loss (nats per token)", "learning rate η"
-SWEEPS = "line: mean over seeds · band: lowest to highest seed · marker: mean of the seeds' optima, by a parabola each"
+SWEEPS = "line: mean over seeds · band: lowest to highest seed · marker: mean of the seeds' optima, by a parabola through five points"
 
 
 def panels(rows: int, columns: int, width: float, height: float, log: str = "", **shared: Any) -> tuple[Any, Any]:
@@ -91,7 +91,7 @@ def sweeps(ax: Any, rows: Rows, line: str, size: str, x: str) -> None:
         if not here:
             continue
         drawn = draw_seeds(ax, here, x, label=value, linewidth=1.8, **style)
-        optima = [optimum(curve(group, x)).x for group in by_seed(here).values()]
+        optima = [flat_minimum(curve(group, x)) for group in by_seed(here).values()]
         if drawn and (optima := [log2_x for log2_x in optima if isfinite(log2_x)]):
             best = float(np.mean(optima))
             # on the drawn line: a parabola's own minimum is below the lines between the points

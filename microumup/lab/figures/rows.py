@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import inf, log, log2, nan
 from typing import Any, NamedTuple
 
-from microumup.lab.statistics import Estimate, exactly, mean_interval, optimum, transfer_regret
+from microumup.lab.statistics import Estimate, exactly, flat_minimum, mean_interval, optimum, transfer_regret
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -61,13 +61,21 @@ def over_seeds(measure: Callable[..., float], *groups: Rows) -> Estimate:
 
 def place(rows: Rows, x: str = "lr") -> float:
     """The log2 of the column `x` where the loss is lowest; NaN when that may be beyond the grid."""
-    best = optimum(curve(rows, x))
-    return best.x if best.inside else nan
+    return flat_minimum(curve(rows, x))
 
 
 def drift(narrow: Rows, wide: Rows, *, x: str = "lr") -> Estimate:
     """Distance by which the optimum moves, in octaves."""
     return over_seeds(lambda one, other: place(other, x) - place(one, x), narrow, wide)
+
+
+def moves_more(one: tuple[Rows, Rows], other: tuple[Rows, Rows]) -> Estimate:
+    """Octaves by which `one`'s optimum moves further than `other`'s, whatever the direction; each from and to rows."""
+
+    def more(a: Rows, b: Rows, c: Rows, d: Rows) -> float:
+        return abs(place(b) - place(a)) - abs(place(d) - place(c))
+
+    return over_seeds(more, *one, *other)
 
 
 def gap(one: Rows, other: Rows) -> Estimate:

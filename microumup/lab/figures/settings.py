@@ -134,10 +134,10 @@ LAPTOP = Setting(
         ("layers", 1): -0.5, ("layers", 8): 0.5,
     },
     seeds_of={
-        MUP: 6, MUP_SMALL: 6, UMUP: 6, "widest": 4,  # lines over width
-        "casts": 6, "ranges": 18, "growth": 8,
-        "steps 128": 6, "batch_size 4": 8, "batch_size 64": 8, "layers 8": 6,
-        "end width": 6, "end layers": 8, "end batch_size": 16,
+        MUP: 6, MUP_SMALL: 8, UMUP: 8, "widest": 4,  # lines over width
+        "casts": 6, "ranges": 19, "growth": 8, f"search {UMUP}": 12,
+        "steps 128": 6, "batch_size 4": 9, "batch_size 64": 9, "layers 8": 6,
+        "end width": 6, "end layers": 8, "end batch_size": 21,
     },
 )  # fmt: skip
 
