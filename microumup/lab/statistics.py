@@ -104,12 +104,12 @@ def flat_minimum(curve: Curve, reach: int = 2) -> float:
     """The x of the minimum by a parabola through the best point and up to `reach` to either side, by least squares.
 
     In a flat basin chance decides which point is the lowest, and `optimum`, which looks at its two neighbours alone,
-    follows it. The loss is better read off `optimum`: a wide parabola need not touch the curve. NaN where `optimum` is
-    not inside; and `optimum`'s x where the wide one has its minimum beyond its points, or none.
+    follows it. The loss is better read off `optimum`: a wide parabola need not touch the curve. It is `optimum`'s x where
+    that is not inside, and where the wide parabola has its minimum beyond its points, or none.
     """
     best, points = optimum(curve), sorted(curve)
     if not best.inside:
-        return nan
+        return best.x
     i = min(range(len(points)), key=lambda i: points[i][1])
     near = [point for point in points[max(i - reach, 0) : i + reach + 1] if isfinite(point[1])]
     x, y = np.array(near).T

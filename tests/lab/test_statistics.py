@@ -12,9 +12,11 @@ from microumup.lab.statistics import (
     Optimum,
     basin_width,
     coupling,
+    flat_minimum,
     loss_at,
     mean_interval,
     optimum,
+    seeds_to_tell,
     transfer_regret,
 )
 
@@ -54,6 +56,31 @@ def test_diverged_runs_elsewhere_do_not_matter() -> None:
 
 def test_three_equal_losses_have_their_optimum_in_the_middle() -> None:
     assert optimum([(0, 2.0), (1, 2.0), (2, 2.0)]).loss == 2.0
+
+
+@given(st.floats(-1.4, 1.4), st.floats(0.001, 10))
+def test_a_flat_minimum_of_a_parabola_is_its_own(x: float, curvature: float) -> None:
+    assert flat_minimum(parabola(x, curvature)) == pytest.approx(x, abs=1e-6)
+
+
+def test_noise_moves_a_flat_minimum_half_as_far() -> None:
+    rng, noisy = np.random.default_rng(0), list[tuple[float, float]]()
+    for _ in range(300):
+        curve = [(x, loss + 0.005 * rng.standard_normal()) for x, loss in parabola(0.0, 0.02)]
+        if optimum(curve).inside:
+            noisy.append((optimum(curve).x, flat_minimum(curve)))
+    three, five = np.std(noisy, axis=0)
+    assert five < 0.7 * three
+
+
+def test_a_flat_minimum_is_the_optimum_where_a_wide_parabola_has_none_among_its_points() -> None:
+    assert flat_minimum(parabola(7.0)) == 2.0  # at the edge
+    beside = [(x, inf if x > 0 else loss) for x, loss in parabola(0.2)]
+    assert flat_minimum(beside) == 0.0
+    humps = [(0.0, 2.1), (1.0, 3.0), (2.0, 2.0), (3.0, 3.0), (4.0, 2.1)]
+    assert flat_minimum(humps) == optimum(humps).x == 2.0
+    assert flat_minimum([(x, inf if x > 1 else loss) for x, loss in parabola(0.2)]) == pytest.approx(0.2)
+    assert isnan(flat_minimum([]))
 
 
 @pytest.mark.parametrize("curve", [[], [(0.0, inf)], [(0.0, inf), (1.0, inf)]])
@@ -122,6 +149,20 @@ def test_beyond_the_table_intervals_are_wider_not_narrower() -> None:
     assert low is not None
     assert high is not None
     assert (high - low) / 2 == pytest.approx(T_QUANTILES[24] * np.std(values, ddof=1) / sqrt(29))
+
+
+def test_so_many_seeds_tell_a_mean_from_a_limit_four_times_of_five() -> None:
+    rng, told, trials, distance = np.random.default_rng(0), 0, 2000, 0.7
+    pilot = mean_interval([distance - 1, distance, distance + 1])  # a spread of 1
+    count = seeds_to_tell(pilot, distance)
+    assert count is not None
+    for draw in distance + rng.standard_normal((trials, count)):
+        low = mean_interval(draw.tolist()).low
+        assert low is not None
+        told += low > 0
+    assert told / trials == pytest.approx(0.8, abs=3 * sqrt(0.8 * 0.2 / trials) + 0.02)  # and 0.02 for whole seeds
+    assert seeds_to_tell(pilot, 1e-9) is None
+    assert seeds_to_tell(mean_interval([1.0]), 1.0) is None
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 10])

@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = cli.Parser("figures", __doc__ or "", operands="list | all | NAME…", examples=EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help="of figures; all; or list, to see their names")
-    parser.add_argument("--scale", choices=["laptop", "paper"], default="laptop", help="how large (default: laptop)")
+    parser.add_argument("--scale", choices=["laptop", "overnight", "paper"], default="laptop",
+                        help="how large (default: laptop)")
     flag: dict[str, Any] = {"action": "store_true"}
     directory: dict[str, Any] = {"type": Path, "metavar": "DIR"}
     runs = "the store (default: runs/figures, with --quick runs/figures-quick; at another scale, with its name)"
@@ -159,7 +160,9 @@ def dry_run(figures: Sequence[Figure], setting: Setting, store: Path, args: Name
         rows.append([line["name"], str(line["runs"]), str(line["done"]), f"{line['flops']:.2g}", cost])
     say(text_table(rows, "<>>>>"))
     gpu = f"hours of an {GPU} ({GPU_FLOPS:.3g} FLOP/s at its peak), of which {UTILISATION:.0%} are used"
-    say(gpu if paper else "a run that several figures need counts for the first; CPU time by timing steps here and now")
+    hours = total.get("cpu_seconds", 0) / 2 / 3600
+    cpu = "a run that several figures need counts for the first; CPU time by timing steps here and now"
+    say(gpu if paper else f"{cpu}: two cores take half of it, {hours:.1f} hours")
     cli.json_line(args, {"scale": setting.name, "figures": table, "total": total})
     return 0
 

@@ -28,7 +28,7 @@ POINTS: Style = {"linestyle": "none", "markersize": 9, "markeredgecolor": "black
 DASHES = (":", "-.", "--", "-", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))  # of sizes, the last that are used end with "-"
 GRAY: Style = {"color": "dimgray", "linewidth": 1, "zorder": 0.9}  # of a line to compare with
 NATS, LR = "training loss (nats per token)", "learning rate η"
-SWEEPS = "line: mean over seeds · band: lowest to highest seed · marker: mean of the seeds' optima, by a parabola through five points"
+SWEEPS = "line: mean over seeds · band: lowest to highest seed · marker: mean of the seeds' optima, by five points each"
 
 
 def panels(rows: int, columns: int, width: float, height: float, log: str = "", **shared: Any) -> tuple[Any, Any]:

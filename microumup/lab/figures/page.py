@@ -139,6 +139,6 @@ def shortfalls(results: Sequence[Row]) -> str:
     """Every claim that does not hold, or only partly, or is not decided."""
     claims = [(result["name"], claim) for result in results for claim in result["claims"]]
     short = [(name, c) for name, c in claims if c["verdict"] not in (HOLDS, REPORTED)]
-    lines = [f"* {name}, {c['verdict']}: {c['claim']} {measured(c)}, asked {c['criterion']}{more(c)}" for name, c in short]
-    content = lines or ["Everything that is claimed above holds."]
+    lines = [f"* {name}, {c['verdict']}: {c['claim']} {measured(c)}, asked {c['criterion']}" for name, c in short]
+    content = [line + more(c) for line, (_, c) in zip(lines, short, strict=True)] or ["Everything that is claimed above holds."]
     return "\n".join(["## What does not show at this scale", "", *content]) + "\n"

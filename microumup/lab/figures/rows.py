@@ -61,7 +61,7 @@ def over_seeds(measure: Callable[..., float], *groups: Rows) -> Estimate:
 
 def place(rows: Rows, x: str = "lr") -> float:
     """The log2 of the column `x` where the loss is lowest; NaN when that may be beyond the grid."""
-    return flat_minimum(curve(rows, x))
+    return flat_minimum(curve(rows, x)) if optimum(curve(rows, x)).inside else nan
 
 
 def drift(narrow: Rows, wide: Rows, *, x: str = "lr") -> Estimate:

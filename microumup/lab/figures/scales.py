@@ -23,7 +23,7 @@ TENSORS = {"x": "x, input", "w": "w, weight", "dy": "dy, gradient"}
 
 
 def over_training(part: str, setting: Setting, known: Known) -> Iterator[Run]:
-    """Runs of µP and u-µP with the ranges of every linear's x, w and dy along training; u-µP's from the part's seeds."""
+    """Runs of µP, and of u-µP from a part's seeds, with the ranges of every linear's x, w and dy along training."""
     for line in LINES:
         for seed in setting.seeds_for(part if line == UMUP else ""):
             yield setting.run(line, ranges=setting.ranges_every, width=setting.middle, seed=seed)
@@ -204,7 +204,8 @@ E4M3's range.""",
     "fig8", "RMS along training", "the head's weight and the last FFN-down input grow most",
     """The tensors of Fig. 3 along training. Many inputs cannot grow, since an RMSNorm stands before them. The
 paper names those that do: the decoder's weight, and the inputs of the last projections.""",
-    fig8_claims, draw_fig8, partial(over_training, "growth"), ("width", "lr", "seed"), steps=lambda record: list(record["ranges"]),
+    fig8_claims, draw_fig8, partial(over_training, "growth"), ("width", "lr", "seed"),
+    steps=lambda record: list(record["ranges"]),
 ), Figure(
     "fig9", "What moves the RMS at the end of training",
     "only the learning rate moves the RMS at the end of training",

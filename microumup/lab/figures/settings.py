@@ -1,8 +1,9 @@
 """Settings of the figures, as data: how large they are run, and around what.
 
-    laptop   two cores, hours: 2 layers, head dim 16, sequences of 32, batch 16, 512 steps, 25 % warm-up
-    paper    Table 6, for a GPU or a cluster: width 256, 4 layers, sequences of 256, batch 64, 8192 steps
-    quick    a few runs of a few steps per axis: whether the machinery works, in minutes; it says nothing about u-µP
+    laptop     two cores, hours: 2 layers, head dim 16, sequences of 32, batch 16, 512 steps, 25 % warm-up
+    overnight  two cores, a night: 4 layers and 2048 steps, for what shows only in deeper models and longer runs
+    paper      Table 6, for a GPU or a cluster: width 256, 4 layers, sequences of 256, batch 64, 8192 steps
+    quick      a few runs of a few steps per axis: whether the machinery works, in minutes; it says nothing about u-µP
 
 Learning rates and other hyperparameters are exponents of 2 here.
 """
@@ -141,6 +142,25 @@ LAPTOP = Setting(
     },
 )  # fmt: skip
 
+OVERNIGHT = LAPTOP._replace(
+    name="overnight",
+    usual=LAPTOP.usual | {"layers": 4, "steps": 2048},
+    base={MUP: 32, MUP_SMALL: 32},
+    log2_lr={
+        SP: {32: -6.5, 64: -7.5, 128: -8, 256: -9.5}, MUP: dict.fromkeys((32, 64, 128, 256), -5.5),
+        MUP_SMALL: dict.fromkeys((32, 64, 128), -5.5), UMUP: dict.fromkeys((32, 64, 128, 256), 0.5),
+        FIXED_EMB: dict.fromkeys((32, 64, 128), 0.5),
+    },
+    log2_reach={SP: 1.5, MUP: 1.5, MUP_SMALL: 1.5, UMUP: 1.5, FIXED_EMB: 1.5},
+    short_steps=512, steps=(512, 2048, 8192), depths=(2, 4, 8, 16),
+    log2_lr_shift={
+        ("steps", 512): 0.5, ("steps", 8192): -0.5, ("batch_size", 4): -0.5, ("batch_size", 64): 0.5,
+        ("layers", 2): -0.5, ("layers", 8): 0.5, ("layers", 16): 1,
+    },
+    search_steps=512, draws=60, coupling_seeds=1, ranges_every=256,
+    seeds_of={MUP: 5, UMUP: 5, "widest": 4, "ranges": 8, "growth": 8},
+)  # fmt: skip
+
 QUICK = LAPTOP._replace(
     name="quick",
     usual=LAPTOP.usual | {"seq_len": 8, "batch_size": 2, "steps": 4},
@@ -167,4 +187,4 @@ PAPER = Setting(
     search_steps=8192, search_seeds=1, draws=339, coupling_seeds=1, ranges_every=512,
 )  # fmt: skip
 
-SETTINGS = {setting.name: setting for setting in (LAPTOP, PAPER, QUICK)}
+SETTINGS = {setting.name: setting for setting in (LAPTOP, OVERNIGHT, PAPER, QUICK)}

@@ -36,6 +36,7 @@ class World(NamedTuple):
     emb_drift: dict[str, float] = lines(mup_small=-0.8, umup_fixed_emb=-0.5)
     steps_drift: dict[str, float] = lines(other=-0.2)
     batch_drift: dict[str, float] = lines(other=0.2)
+    layers_drift: dict[str, float] = lines()
     basin: dict[str, float] = lines(sp=0.08, other=0.03)  # nats at an octave from the optimum
     cast: dict[str, float] = lines(umup=0.01, mup_small=6.0)  # what FP8 costs
     cast_summed: float = 0.015
@@ -63,6 +64,7 @@ def record(world: World, line: str, job: Job) -> dict[str, Any]:
     rng = np.random.default_rng((c["seed"], crc32(line.encode()), c["width"], c["steps"]))
     lr = world.lr[line] + world.lr_drift[line] * doublings
     lr += world.steps_drift[line] * log2(c["steps"] / 512) + world.batch_drift[line] * log2(c["batch_size"] / 16)
+    lr += world.layers_drift[line] * log2(c["layers"] / 2)
     off = log2(c["lr"]) - lr - 0.02 * rng.standard_normal()
     loss = world.floor[line] - 0.12 * doublings - 0.1 * log2(c["steps"] / 512) - 0.1 * log2(c["layers"] / 2)
     loss += world.basin[line] * off**2 + world.noise * rng.standard_normal()
@@ -108,7 +110,7 @@ def ranges(world: World, line: str, c: dict[str, Any], progress: float) -> dict[
             + (high - low) * i / (len(names) - 1)
             + (0 if line.startswith("umup") else -9 if name.endswith("dy") else -3)
         )
-        octaves = start + progress * (growth_of.get(name, world.growth) + 0.05 * c["seed"])
+        octaves = start + progress * (growth_of.get(name, world.growth) + 0.05 * (c["seed"] % 3))
         octaves += progress * sum(per * log2(c[hp] / (2**0.5 if hp == "lr" else 1)) for hp, per in world.moves.items())
         found[name] = {
             "rms": 2.0**octaves, "absmax": 2.0 ** (octaves + 2), "saturated": 0.0, "size": 100, "format": "e4m3",

@@ -39,13 +39,14 @@ BAD: dict[str, list[World | Callable[[Data], Data]]] = {  # in one of them each 
     ],
     "fig1-right": [GOOD._replace(cast=lines(umup=0.1, mup_small=0.5), flushed=lines(umup=0.1, mup_small=0.9))],
     "fig2-left": [GOOD._replace(emb_drift=lines())],
-    "fig2-right": [GOOD._replace(floor=same_floor, against=lines(umup=0.1))],
+    "fig2-right": [GOOD._replace(floor=lines(other=2.0, umup=2.1), against=lines(umup=0.1))],
     "fig3": [GOOD._replace(init=(-3, 3), growth=-1), GOOD._replace(growth_of={"head.w": 5.0})],
     "fig4": [GOOD._replace(emb_drift=lines(umup=-0.8))],
     "fig5": [GOOD._replace(floor=same_floor, lr_drift=lines(umup=-0.4))],
     "fig6": [
         GOOD._replace(steps_drift=lines(other=-0.35), batch_drift=lines(other=0.35)),
-        GOOD._replace(floor=lines(other=2.0, umup=2.1)),
+        GOOD._replace(steps_drift=lines(umup=-0.3), batch_drift=lines(umup=0.3), layers_drift=lines(umup=0.3)),
+        GOOD._replace(floor=lines(other=2.0, sp=1.9, umup=2.1)),
     ],
     "fig7": [
         GOOD._replace(

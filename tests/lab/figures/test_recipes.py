@@ -4,7 +4,7 @@ import pytest
 from fabricated import World, data
 
 from microumup.lab.figures.command import FIGURES
-from microumup.lab.figures.settings import LAPTOP, PAPER, QUICK, SETTINGS, Setting
+from microumup.lab.figures.settings import LAPTOP, OVERNIGHT, PAPER, QUICK, SETTINGS, Setting
 from microumup.lab.figures.store import Supposed, wanted
 from microumup.lab.sweep import Job
 
@@ -29,16 +29,24 @@ def test_the_columns_tell_all_runs_apart(name: str) -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_the_laptop_takes_two_cores_75_minutes() -> None:
+@pytest.mark.parametrize(("setting", "minutes"), [(LAPTOP, 75), (OVERNIGHT, 12 * 60)], ids=["laptop", "overnight"])
+def test_how_long_two_cores_take(setting: Setting, minutes: float) -> None:
     seconds = {16: 1, 32: 2, 64: 3.5, 128: 7, 256: 16}  # of a run of R0 on one core of a busy machine, by width
 
     def cost(job: Job) -> float:
         c = job.config
         return seconds[c.width] * c.steps / 512 * (0.2 + 0.8 * c.batch_size / 16) * (0.2 + 0.8 * c.layers / 2)
 
-    everything = wanted(FIGURES.values(), LAPTOP, Supposed())
-    assert sum(map(cost, everything.values())) < 2 * 75 * 60
-    assert sum(map(cost, wanted([FIGURES["fig1-left"]], LAPTOP, Supposed()).values())) < 2000
+    assert sum(map(cost, wanted(FIGURES.values(), setting, Supposed()).values())) < 2 * 60 * minutes
+
+
+def test_more_seeds_are_those_there_were_and_others() -> None:
+    """So that rows that were published stay, and a store of fewer seeds goes on."""
+    fewer = LAPTOP._replace(seeds_of={})
+    for name in ("fig1-left", "fig1-right", "fig3", "fig5", "fig6", "fig7", "fig8", "fig9"):
+        few, many = (wanted([FIGURES[name]], setting, Supposed()) for setting in (fewer, LAPTOP))
+        assert few.keys() < many.keys()
+        assert all(many[id].config.seed >= 1 for id in many.keys() - few.keys())
 
 
 def test_quick_runs_are_few_and_tiny() -> None:
