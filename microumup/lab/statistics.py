@@ -104,8 +104,8 @@ def flat_minimum(curve: Curve, reach: int = 2) -> float:
     """The x of the minimum by a parabola through the best point and up to `reach` to either side, by least squares.
 
     In a flat basin chance decides which point is the lowest, and `optimum`, which looks at its two neighbours alone,
-    follows it. The loss is better read off `optimum`: a wide parabola need not touch the curve. It is `optimum`'s x where
-    that is not inside, and where the wide parabola has its minimum beyond its points, or none.
+    follows it. The loss is better read off `optimum`: a wide parabola need not touch the curve. It is `optimum`'s own x
+    where that is not inside, and where the wide parabola has its minimum beyond its points, or none.
     """
     best, points = optimum(curve), sorted(curve)
     if not best.inside:

@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = cli.Parser("figures", __doc__ or "", operands="list | all | NAME…", examples=EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help="of figures; all; or list, to see their names")
-    parser.add_argument("--scale", choices=["laptop", "overnight", "paper"], default="laptop",
-                        help="how large (default: laptop)")
+    parser.add_argument(
+        "--scale", choices=["laptop", "overnight", "paper"], default="laptop", help="how large (default: laptop)"
+    )
     flag: dict[str, Any] = {"action": "store_true"}
     directory: dict[str, Any] = {"type": Path, "metavar": "DIR"}
     runs = "the store (default: runs/figures, with --quick runs/figures-quick; at another scale, with its name)"

@@ -45,7 +45,9 @@ class World(NamedTuple):
     against: dict[str, float] = lines(mup_small=0.1)  # how much two hyperparameters do the same thing: coupling
     init: tuple[float, float] = (-0.5, 1.5)  # log2 of the RMS of u-µP's tensors
     growth: float = 1.0  # of all of them
-    growth_of: dict[str, float] = {"head.w": 3.0, "layer1.down.x": 2.5}  # noqa: RUF012
+    growth_of: dict[str, float] = {  # noqa: RUF012
+        "head.w": 3.0, "layer1.down.x": 2.5, "layer0.down.x": 2.0, "layer0.o.x": 2.0, "layer1.o.x": 2.0,
+    }  # fmt: skip
     moves: dict[str, float] = {"lr": 1.0}  # noqa: RUF012 - the end RMS, octaves per octave
     diverged: Callable[[str, dict[str, Any]], bool] = lambda line, config: False
     noise: float = 0.002

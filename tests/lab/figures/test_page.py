@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fabricated import World, data
 
@@ -13,6 +14,8 @@ from microumup.lab.figures import page
 from microumup.lab.figures.command import FIGURES
 from microumup.lab.figures.figure import finish, write_data
 from microumup.lab.figures.judging import FAILS, HOLDS, PARTLY, REPORTED, UNDECIDED, measured
+from microumup.lab.figures.rows import curve, where
+from microumup.lab.statistics import flat_minimum, optimum
 from microumup.lab.tables import read_table
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +88,27 @@ def test_nine_of_ten_claims_are_decided_and_none_is_gone() -> None:
     verdicts = [claim["verdict"] for claims in CLAIMS.values() for claim in claims if claim["criterion"]]
     assert len(verdicts) >= 83
     assert sum(verdict in (HOLDS, FAILS) for verdict in verdicts) >= 0.9 * len(verdicts)
+
+
+def test_five_points_find_optima_with_half_the_spread() -> None:
+    """On the three seeds that every sweep has; as the page says of its change of estimate."""
+    width = ("width", 32, 128)
+    sweeps = [("fig1-left", line, "lr", *width) for line in ("sp", "mup", "mup-small", "umup")]
+    sweeps += [("fig5", "umup-fixed-emb", "lr", *width), ("fig2-left", "mup-small", "eta_emb", *width)]
+    sweeps += [("fig4", line, "eta_emb", *width) for line in ("umup", "umup-fixed-emb")]
+    for axis, *ends in (("steps", 128, 2048), ("batch_size", 4, 64), ("layers", 1, 8)):
+        sweeps += [("fig6", line, "lr", axis, *ends) for line in ("mup-small", "umup")]
+    shares = []
+    for name, line, x, column, *ends in sweeps:
+        rows = where(read_table(ROOT / "docs" / "figures" / f"{name}.csv"), line=line)
+        rows = where(rows, axis=column) if name == "fig6" else rows
+        curves = [[curve(where(rows, seed=seed, **{column: end}), x) for seed in range(3)] for end in ends]
+        optima = [[(optimum(c).x, flat_minimum(c)) for c in seeds] for seeds in curves]
+        three, five = np.std(np.subtract(optima[1], optima[0]), axis=0)
+        shares.append(five / three)
+    assert len(shares) == 14
+    assert sum(share < 1 for share in shares) == 12
+    assert np.median(shares) == pytest.approx(0.5, abs=0.05)
 
 
 def test_that_u_mup_is_lower_is_judged_at_every_width_that_was_run() -> None:
