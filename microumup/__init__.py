@@ -23,7 +23,8 @@ APPENDICES = {
     "limits": "what an option may be, and what there is memory for",
     "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
     "fused": "some pairs of ops.py once more, faster on a CPU",
-    "corpora": "where texts come from; BPE tokens",
+    "corpora": "texts, shipped or your own; BPE tokens",
+    "token_files": "tokens on the disk, made once, mapped, known by checksums",
     "checkpoint": "files that are whole or not there, and know when they were changed",
     "diverged": "the end of a run whose numbers are none any more",
     "stop": "Ctrl-C as a wish to stop",
@@ -33,6 +34,7 @@ APPENDICES = {
     "generate": "text from a trained model",
     "cli": "parts of every command",
     "train": "the command train",
+    "prepare": "the command data: WikiText-103, downloaded and tokenized",
 }
 
 

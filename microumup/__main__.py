@@ -7,6 +7,7 @@ from microumup import __version__, cli
 
 COMMANDS = {
     "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
+    "data": ("microumup.prepare", "make WikiText-103 ready for --preset paper, or tokens of a text of your own"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "explain": ("microumup.lab.explain", "every number a scheme gives each weight: why a model does not learn"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),

@@ -13,11 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from microumup import corpora
+from microumup import corpora, token_files
 from microumup.backend import Array
 
-BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
-LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
+BYTES = token_files.BYTES  # the vocabulary of raw bytes; a larger one is a BPE
 
 
 # ---- Batches ----
@@ -110,33 +109,32 @@ def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: in
     """Read the corpus `name`, `sotu` or `wikitext-103`, or the UTF-8 files `text` instead, and tokenize it.
 
     `vocab_size` 256 is raw bytes; larger is a byte-level BPE of that size, learned from the training split and cached
-    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` is downloaded once and keeps its
-    own splits. Raises ValueError, which names the option and the file, for a text that is missing, unreadable, empty,
-    binary or without a window of seq_len + 1 tokens in each split; for an unknown name, a failed download or checksum,
-    a vocabulary too large for the text, a missing extra.
+    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` keeps its own splits, and has to
+    lie there already: `microumup data prepare` makes it. Raises ValueError, which names the option and the file, for a
+    text that is missing, unreadable, empty, binary or without a window of seq_len + 1 tokens in each split; for an
+    unknown name, a damaged cache, a vocabulary too large for the text, a missing extra.
     """
-    if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
-        raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
+    token_files.check_vocabulary(vocab_size)
     option = f"--corpus {name}"
-    if text:
-        option, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
-        texts = [corpora.read_text(path) for path in text]
-        sources = tuple(map(corpora.source, text, texts))
-        train, valid = corpora.split(b"\n\n".join(texts))
-    elif name == "sotu":
-        train, valid = corpora.split(content := corpora.read_sotu())
-        sources = (corpora.Source(name, len(content), corpora.SOTU_SHA256),)
-    elif name == "wikitext-103":
-        train, valid = corpora.read_wikitext("train"), corpora.read_wikitext("validation")
-        sources = tuple(corpora.Source(file, 0, sha256) for file, sha256 in corpora.WIKITEXT_SHA256.items())
+    if not text and name == token_files.PREPARED:
+        tokens = token_files.prepared(vocab_size)
+        sources = tokens.sources
     else:
-        raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
-
-    if vocab_size == BYTES:
-        splits = np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8), ByteTokenizer()
-        corpus = Corpus(name, *splits, sources)
-    else:
-        corpus = Corpus(name, *corpora.tokenize(train, valid, vocab_size), sources)
+        if text:
+            option, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
+            texts = [corpora.read_text(path) for path in text]
+            sources = tuple(map(corpora.source, text, texts))
+            train, valid = corpora.split(b"\n\n".join(texts))
+        elif name == "sotu":
+            train, valid = corpora.split(content := corpora.read_sotu())
+            sources = (corpora.Source(name, len(content), corpora.SOTU_SHA256),)
+        else:
+            raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
+        if vocab_size == BYTES:
+            tokens = token_files.Tokens(np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8))
+        else:
+            tokens = token_files.tokenize(train, valid, vocab_size)
+    corpus = Corpus(name, tokens.train, tokens.valid, tokens.tokenizer or ByteTokenizer(), sources)
     if (shortest := min(len(corpus.train), len(corpus.valid))) <= seq_len:
         found = f"the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = {seq_len + 1}"
         raise ValueError(f"{option}: too short, {found}; give a longer text or a smaller --seq-len")

@@ -21,6 +21,7 @@ from microumup.plan import weights
 from microumup.ranges import casts_or_fp8, log_scales
 from microumup.run_config import Command, unfinished
 from microumup.run_dir import RunDir
+from microumup.token_files import PREPARED
 from microumup.trainer import train
 
 WORK_PER_THREAD = 1 << 15  # tokens · width: 512 tokens at width 64; with less, threads wait for the interpreter
@@ -97,7 +98,7 @@ def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
 
 
 def _corpus(config: TrainConfig, say: Callable[..., None]) -> Corpus:
-    if config.vocab_size > BYTES:
+    if config.vocab_size > BYTES and (config.text or config.corpus != PREPARED):
         say(f"learning {config.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")
     text = [Path(path) for path in config.text]
     return load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=config.seq_len)
