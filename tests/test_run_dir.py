@@ -34,7 +34,7 @@ def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_a_saved_bpe_is_the_same(tmp_path: Path, corpus: Corpus) -> None:
     pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
-    tokenizer = corpora.train_bpe(SENTENCES.encode(), 300)
+    tokenizer = corpora.train_bpe([SENTENCES.encode()], 300)
     run = made(tmp_path / "run", replace(CONFIG, vocab_size=300), replace(corpus, tokenizer=tokenizer))
     loaded = load_tokenizer(run)
     text = SENTENCES[:200] + "日本 🙂"
