@@ -161,25 +161,31 @@ def download(file: Source, folder: Path, bar: Bar = NO_BAR) -> Path:
     Raises ValueError when it cannot be had, keeping what came of it, and when it is another than it should be.
     """
     path, part = folder / file.name, folder / f".{file.name}.part"
-    if not path.exists():
+    if path.exists():
+        if found := _differs(path, file):
+            raise ValueError(f"{path} is damaged ({found}); delete it and run again")
+        return path
+    resumed = _size(part) > 0
+    while (had := _size(part)) < file.size:  # as long as something comes
         problem = _fetch(file, part, bar)
-        have = part.stat().st_size
-        if have < file.size:
+        if _size(part) <= had:
             raise ValueError(
-                f"{file.name}: {have:,} of {file.size:,} bytes are here ({problem}); check the network, and {AGAIN}; "
+                f"{file.name}: {had:,} of {file.size:,} bytes are here ({problem}); check the network, and {AGAIN}; "
                 f"or put the file into {folder} yourself"
             )
-        if found := _differs(part, file):
-            part.unlink()
-            raise ValueError(
-                f"{file.name}: what came is not it, and is deleted ({found}); check HF_ENDPOINT, run again"
-            )
-        checkpoint.to_disk(part)
-        part.replace(path)
-        checkpoint.to_disk(folder)
-    elif found := _differs(path, file):
-        raise ValueError(f"{path} is damaged ({found}); delete it and run again")
+    if found := _differs(part, file):
+        part.unlink()
+        if resumed:  # the first half may have been at fault
+            return download(file, folder, bar)
+        raise ValueError(f"{file.name}: what came is not it, and is deleted ({found}); check HF_ENDPOINT, run again")
+    checkpoint.to_disk(part)
+    part.replace(path)
+    checkpoint.to_disk(folder)
     return path
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _fetch(file: Source, part: Path, bar: Bar) -> str:
@@ -193,8 +199,6 @@ def _fetch(file: Source, part: Path, bar: Bar) -> str:
     utils.disable_progress_bars()
     utils.logging.set_verbosity_error()  # it warns of each of its attempts
     url = hub.hf_hub_url(filename=f"wikitext-103-raw-v1/{file.name}", **REPOSITORY)
-    if part.exists() and part.stat().st_size > file.size:
-        part.unlink()
     with part.open("ab") as opened, bar(total=file.size, initial=opened.tell(), desc=file.name) as progress:
         sizes = {"resume_size": opened.tell(), "expected_size": file.size}
         try:

@@ -31,7 +31,7 @@ from microumup.corpora import BpeTokenizer, Source
 
 BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
 LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
-GROUP = 64  # pieces of text that are in memory at a time: 4 MiB, and 30 times that as the library's records
+GROUP = 64  # pieces of text that are in memory at a time: 4 MiB, and some 60 MiB as the library's records
 PREPARED = "wikitext-103"  # the corpus that is only used from token files, and the preset's vocabulary of it
 PREPARED_VOCABULARY = 32_000
 

@@ -248,7 +248,15 @@ def test_a_server_that_dies_midway_is_said_and_gone_on_from(hub: Hub, ranges: bo
     hub.dead = False
     hub.asked.clear()
     assert prepare.main(COMMAND) == 0
-    assert hub.asked == [f"GET {SECOND} 640", f"GET {VALID} 0"]
+    assert (hub.asked[0], hub.asked[-1]) == (f"GET {SECOND} 640", f"GET {VALID} 0")
+
+
+@pytest.mark.parametrize("begun", [b"?" * 640, b"?" * 10_000])
+def test_a_beginning_that_is_damaged_is_downloaded_anew(hub: Hub, begun: bytes) -> None:
+    folder().parent.mkdir(parents=True)
+    (folder().parent / f".{FIRST}.part").write_bytes(begun)
+    assert prepare.main(COMMAND) == 0
+    assert [line for line in hub.asked if FIRST in line][-1] == f"GET {FIRST} 0"
 
 
 def test_a_truncated_file_is_refused_and_gone_on_from(hub: Hub, refused: Refused) -> None:

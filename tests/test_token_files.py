@@ -14,7 +14,7 @@ from microumup import checkpoint, corpora, token_files
 
 __all__ = ("cache", "tokenizers")  # fixtures
 
-PARTS = [f"{SENTENCES}{i} more.\n" for i in range(3)]
+PARTS = [f"{SENTENCES[:6000]}{i} more.\n" for i in range(3)]
 
 # ---- The cache of texts of one's own ----
 
@@ -139,7 +139,7 @@ def content(folder):
 def small_groups(monkeypatch):
     pieces = corpora.pieces
     monkeypatch.setattr(token_files, "GROUP", 2)
-    monkeypatch.setattr(corpora, "pieces", lambda text, size=8192: pieces(text, size))
+    monkeypatch.setattr(corpora, "pieces", lambda text, size=2048: pieces(text, size))
 
 
 def test_killed_anywhere_the_bytes_are_the_same(tmp_path, tokenizers, small_groups, monkeypatch):
