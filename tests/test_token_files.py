@@ -179,7 +179,7 @@ def test_leavings_that_were_changed_are_made_anew(tmp_path, tokenizers, small_gr
         kill(patch, 14)
         made(tmp_path / "made")
     path = tmp_path / "made" / name
-    path.write_bytes(path.read_bytes()[:100] + b"?" + path.read_bytes()[101:])
+    path.write_bytes(path.read_bytes()[:100] + b"?" + path.read_bytes()[101:] + b"?" * 100_000)
     made(tmp_path / "made")
     assert content(tmp_path / "made") == content(tmp_path / "whole")
 
