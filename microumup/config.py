@@ -10,6 +10,7 @@ from typing import Any
 
 from microumup import limits
 from microumup.fp8 import parse_recipe
+from microumup.limits import option_name
 from microumup.parametrization import SCHEMES, Scheme, without_embedding_lr_rule
 
 DECAYS = ("independent", "fully-independent", "coupled")  # readings of weight decay; `optim.py` has their formulas
@@ -76,19 +77,6 @@ class ModelConfig:
     def rules(self) -> Scheme:
         scheme = SCHEMES[self.scheme]
         return scheme if self.embedding_lr_rule else without_embedding_lr_rule(scheme)
-
-
-def option_name(field: str) -> str:
-    """`alpha_res` -> `--alpha-res`."""
-    return "--" + field.replace("_", "-")
-
-
-def check_least(options: object, **least: float) -> None:
-    """Raise ValueError, naming the option, when an attribute of `options` is below its least value, or is NaN."""
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if not value >= bound:
-            raise ValueError(f"{option_name(name)}: {value} is too small; the least is {bound}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from microumup.checks import real
 from microumup.cpu import available_memory
 
 SMALLEST = {"vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0}  # all else 1
@@ -20,8 +21,20 @@ RANGES = {
 }  # fmt: skip
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def option_name(field: str) -> str:
+    """`alpha_res` -> `--alpha-res`."""
+    return "--" + field.replace("_", "-")
+
+
+def check_least(options: object, **least: float) -> None:
+    """Raise ValueError, naming the option, when an attribute of `options` is below its least value, is NaN, or counts
+    more things than anybody has time for."""
+    for name, bound in least.items():
+        value, most = getattr(options, name), LARGEST.get(name, 10**9)
+        if not value >= bound:
+            raise ValueError(f"{option_name(name)}: {value} is too small; the least is {bound}")
+        if type(value) is int and value > most:
+            raise ValueError(f"{option_name(name)}: {value} is too large; the most is {most}")
 
 
 def within(name: str, kind: Any, value: Any) -> Any:
@@ -45,14 +58,12 @@ def plain(name: str, kind: Any, value: Any) -> Any:
                 raise TypeError
             return value
         if kind in (float, float | None):
-            if np.iscomplexobj(value):  # which numpy would make real with a warning
-                raise TypeError
-            return value if value is None and kind is not float else float(operator.pos(value))
+            return value if value is None and kind is not float else real(value)
         return bool(value) if kind is bool else operator.index(value)
     except (TypeError, ValueError, OverflowError):
         kinds = {bool: "a switch, True or False", int: "a whole number", str: "a text", float: "a number"}
         what = kinds.get(kind, "a number" if kind == float | None else "a tuple of texts")
-        raise ValueError(f"{_option(name)}: {str(value)[:80]!r} is not {what}") from None
+        raise ValueError(f"{option_name(name)}: {str(value)[:80]!r} is not {what}") from None
 
 
 def check_range(name: str, value: Any) -> None:
@@ -61,12 +72,12 @@ def check_range(name: str, value: Any) -> None:
         low, high = SMALLEST.get(name, 1), LARGEST[name]
         if not low <= value <= high:
             which, bound = ("small; the least", low) if value < low else ("large; the most", high)
-            raise ValueError(f"{_option(name)}: {value} is too {which} is {bound}")
+            raise ValueError(f"{option_name(name)}: {value} is too {which} is {bound}")
     if type(value) is float:
         least, most = RANGES.get(name, USUAL)
         if not least <= value <= most:
             share = "no share; use" if name in SHARES else "not a positive finite number of"
-            raise ValueError(f"{_option(name)}: {value} is {share} {least:g} to {most:g}")
+            raise ValueError(f"{option_name(name)}: {value} is {share} {least:g} to {most:g}")
 
 
 def check_memory(config: Any) -> None:
@@ -82,6 +93,6 @@ def check_memory(config: Any) -> None:
         sizes = ("width", "layers", "vocab_size", "seq_len", "batch_size")
         largest = max(sizes, key=lambda name: getattr(c, name) / getattr(type(c), name))
         raise ValueError(
-            f"{_option(largest)}: {getattr(c, largest):,} needs {need / 1e9:,.0f} GB of memory or more, and there "
+            f"{option_name(largest)}: {getattr(c, largest):,} needs {need / 1e9:,.0f} GB of memory or more, and there "
             f"are {have / 1e9:,.0f}; make it smaller"
         )

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from microumup import __version__, checkpoint
-from microumup.config import TrainConfig, option_name
+from microumup.config import TrainConfig
+from microumup.limits import option_name
 
 ADDED = ("decay", "loss_scale", "threads")  # options that the first configs lack; their defaults are what was done
 RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from microumup import cli
 from microumup.backend import choose_device
-from microumup.config import PRESETS, TrainConfig, check_least, option_name
+from microumup.config import PRESETS, TrainConfig
 from microumup.cpu import cores
 from microumup.data import BYTES, Corpus, load_corpus
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate
-from microumup.limits import check_memory
+from microumup.limits import check_least, check_memory, option_name
 from microumup.plan import weights
 from microumup.ranges import casts_or_fp8, log_scales
 from microumup.run_config import Command, unfinished

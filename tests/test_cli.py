@@ -11,7 +11,8 @@ from conftest import Refused
 
 from microumup import cli
 from microumup.__main__ import COMMANDS
-from microumup.config import TrainConfig, option_name
+from microumup.config import TrainConfig
+from microumup.limits import option_name
 from microumup.train import main
 
 PACKAGE = Path(cli.__file__).parent

@@ -12,8 +12,8 @@ import pytest
 from conftest import Refused
 
 from microumup import limits
-from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
-from microumup.limits import check_memory
+from microumup.config import PRESETS, ModelConfig, TrainConfig
+from microumup.limits import check_memory, option_name
 from microumup.parametrization import SCHEMES
 from microumup.plan import gradient_constants, plan
 from microumup.train import main

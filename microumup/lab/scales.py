@@ -16,13 +16,14 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
-from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
+from microumup.config import PRESETS, ModelConfig, TrainConfig
 from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
 from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
+from microumup.limits import option_name
 from microumup.model import Params, forward, init_params
 from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of

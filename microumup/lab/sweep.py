@@ -20,7 +20,7 @@ import numpy as np
 
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
-from microumup.config import PRESETS, TrainConfig, check_least, option_name
+from microumup.config import PRESETS, TrainConfig
 from microumup.corpora import Source, read_text, source
 from microumup.data import ByteTokenizer, Corpus, load_corpus
 from microumup.diverged import Diverged, check_finite
@@ -28,7 +28,7 @@ from microumup.lab import search
 from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
 from microumup.lab.workers import bar, connect, new_seats, work_off
-from microumup.limits import check_memory
+from microumup.limits import check_least, check_memory, option_name
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
 from microumup.run_config import RETIRED
