@@ -8,15 +8,24 @@ import numpy as np
 from microumup.checks import real
 from microumup.cpu import available_memory
 
-SMALLEST = {"vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0}  # all else 1
+SMALLEST = {  # all else 1
+    "vocab_size": 2,
+    "seq_len": 2,
+    "head_dim": 2,
+    "width": 4,
+    "base_width": 4,
+    "seed": 0,
+    "micro_batch": 0,
+}
 LARGEST = {  # whole numbers, past which nothing can be meant
     "width": 2**20, "base_width": 2**20, "layers": 10_000, "base_layers": 10_000, "head_dim": 2**20, "seq_len": 2**24,
-    "vocab_size": 2**24, "batch_size": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
+    "vocab_size": 2**24, "batch_size": 2**24, "micro_batch": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
 }  # fmt: skip
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
-SHARES = ("warmup", "weight_decay")
+SHARES = ("warmup", "weight_decay", "beta1", "beta2")
 RANGES = {
     "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9),
+    "beta1": (0.0, 1 - 1e-9), "beta2": (0.0, 1 - 1e-9), "adam_eps": (1e-30, 1.0), "clip": (1e-30, 1e30),
     "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "lr": (1e-45, 1e45), "loss_scale": (1e-30, 1e30),
 }  # fmt: skip
 

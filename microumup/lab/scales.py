@@ -158,8 +158,8 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     if logged := read_scales(run_dir):
         return title, logged, {}
     config, params, step = load_model(run_dir)
-    text, T = [Path(path) for path in config.text], config.seq_len
-    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
+    c, T = config, config.seq_len
+    corpus = load_corpus(c.corpus, text=c.text, valid=c.valid, vocab_size=c.vocab_size, seq_len=T)
     # the batch that it would train on next
     tokens, targets = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
     out = kept_loss(params, tokens, targets, config, choose_device(args.device))

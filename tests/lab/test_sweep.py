@@ -162,7 +162,7 @@ def test_a_text_that_changes_while_a_sweep_is_on_is_found(
         return run(job, device)
 
     monkeypatch.setattr(module, "run", changed)
-    with pytest.raises(Crashed, match="--text: changed while the sweep was on"):
+    with pytest.raises(Crashed, match="--text or --valid: changed while the sweep was on"):
         sweep([job], tmp_path / "out", workers=0, retries=0)
     assert load_results(tmp_path / "out") == {}
 
