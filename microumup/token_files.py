@@ -220,6 +220,16 @@ def _encode(folder: Path, split: str, text: Text, bpe: BpeTokenizer | None, stat
                 encoded.update(size)
 
 
+def encode(text: bytes, bpe: BpeTokenizer | None = None) -> Array:
+    """The tokens of a text, in memory: its bytes, without a copy, where there is no BPE."""
+    if bpe is None:
+        return np.frombuffer(text, np.uint8)
+    pieces = corpora.pieces([text])
+    return np.frombuffer(
+        b"".join(_tokens(group, bpe) for group in iter(lambda: list(islice(pieces, GROUP)), [])), "<u2"
+    )
+
+
 def _tokens(group: list[bytes], bpe: BpeTokenizer | None) -> bytes:
     if bpe is None:
         return b"".join(group)

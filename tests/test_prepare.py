@@ -195,6 +195,17 @@ def test_a_run_knows_its_token_files(hub: Hub, tmp_path: Path) -> None:
         RunDir.resume(tmp_path / "run", other)
 
 
+@pytest.mark.parametrize("vocab_size", [256, VOCABULARY])
+def test_another_text_can_be_held_out(vocab_size: int, hub: Hub, tmp_path: Path) -> None:
+    prepare.main(["prepare", "wikitext-103", "--vocab-size", str(vocab_size), "--quiet"])
+    path = tmp_path / "held out.txt"
+    path.write_text("The states of Zürich, once more. " * 10_000)  # of several pieces
+    corpus, plain = (load_corpus("wikitext-103", valid=v, vocab_size=vocab_size, seq_len=8) for v in ([path], []))
+    assert corpus.tokenizer.decode(corpus.valid) == path.read_text()
+    assert corpus.train.tobytes() == plain.train.tobytes()
+    assert corpus.sources == (*plain.sources, corpora.source(path, path.read_bytes()))
+
+
 # ---- Where it is missing ----
 
 
