@@ -9,16 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from microumup import corpora, token_files
+from microumup import token_files
 from microumup.backend import Array
-
-BYTES = token_files.BYTES  # the vocabulary of raw bytes; a larger one is a BPE
-
+from microumup.corpora import BYTES, Source, Tokenizer
 
 # ---- Batches ----
 
@@ -71,37 +67,6 @@ def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -
         raise ValueError(f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give more text")
 
 
-# ---- Tokenizers ----
-
-
-class Tokenizer(Protocol):
-    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
-    the checksum `sha256`, None if it leaves nothing."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def sha256(self) -> str | None: ...
-    def encode(self, text: str) -> Array: ...
-    def decode(self, ids: ArrayLike) -> str: ...
-    def save(self, directory: Path) -> None: ...
-
-
-class ByteTokenizer:
-    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
-
-    vocab_size, sha256 = BYTES, None
-
-    def encode(self, text: str) -> Array:
-        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
-
-    def decode(self, ids: ArrayLike) -> str:
-        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
-
-    def save(self, directory: Path) -> None:
-        """Bytes need no file: that there is none says bytes."""
-
-
 # ---- Corpora ----
 
 
@@ -113,7 +78,7 @@ class Corpus:
     train: Array  # (tokens,), uint8 or uint16
     valid: Array
     tokenizer: Tokenizer
-    sources: tuple[corpora.Source, ...] = ()  # the texts that all of it follows from
+    sources: tuple[Source, ...] = ()  # the texts that all of it follows from
 
     @cached_property
     def bytes_per_token(self) -> float:
@@ -136,33 +101,8 @@ def load_corpus(
     text that is missing, unreadable, empty, binary or without a window of seq_len + 1 tokens in each split; for an
     unknown name, a damaged cache, a vocabulary too large for the text, a missing extra.
     """
-    token_files.check_vocabulary(vocab_size)
-    option = f"--corpus {name}"
-    if not text and name == token_files.PREPARED:
-        tokens = token_files.prepared(vocab_size)
-        sources = tokens.sources
-        if valid:
-            held_out, more = corpora.read_texts("--valid", valid)
-            tokens = tokens._replace(valid=token_files.encode(held_out, tokens.tokenizer))
-            sources = (*sources, *more)
-    else:
-        if text:
-            option, name = "--text " + " ".join(map(str, text)), "+".join(Path(path).name for path in text)
-            whole, sources = corpora.read_texts("--text", text)
-        elif name == "sotu":
-            whole = corpora.read_sotu()
-            sources = (corpora.Source(name, len(whole), corpora.SOTU_SHA256),)
-        else:
-            raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
-        train, held_out = corpora.split(whole)
-        if valid:
-            held_out, more = corpora.read_texts("--valid", valid)
-            train, sources = whole, (*sources, *more)
-        if vocab_size == BYTES:
-            tokens = token_files.Tokens(token_files.encode(train), token_files.encode(held_out))
-        else:
-            tokens = token_files.tokenize(train, held_out, vocab_size)
-    corpus = Corpus(name, tokens.train, tokens.valid, tokens.tokenizer or ByteTokenizer(), sources)
+    option, name, tokens = token_files.load(name, text, valid, vocab_size)
+    corpus = Corpus(name, *tokens)
     for which, split in ((option, corpus.train), ("--valid" if valid else option, corpus.valid)):
         if len(split) <= seq_len:
             part = "" if valid else "the validation split (5 %) of "

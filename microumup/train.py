@@ -11,8 +11,9 @@ from pathlib import Path
 from microumup import cli
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
+from microumup.corpora import BYTES
 from microumup.cpu import cores
-from microumup.data import BYTES, Corpus, load_corpus
+from microumup.data import Corpus, load_corpus
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate

@@ -21,8 +21,8 @@ import numpy as np
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
-from microumup.corpora import Source, read_text, source
-from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.corpora import ByteTokenizer, Source, read_text, source
+from microumup.data import Corpus, load_corpus
 from microumup.diverged import Diverged, check_finite
 from microumup.lab import search
 from microumup.lab.search import OPTIONS, Record
