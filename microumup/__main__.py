@@ -16,6 +16,7 @@ COMMANDS = {
     "zoo": ("microumup.lab.zoo", "planted mistakes, and which check catches which"),
     "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
     "sweep": ("microumup.lab.sweep", "many trainings: a grid, random points or an independent search; resumable"),
+    "transfer": ("microumup.lab.transfer", "the learning rate and loss of a large run, from a sweep of small ones"),
     "figures": ("microumup.lab.figures.command", "every figure of the paper: run, drawn, and judged in numbers"),
     "fit_scale": ("microumup.lab.fit_scale", "a multiplier rule for an op the paper lacks: measured, fitted, printed"),
     "vectors": ("microumup.interop.vectors", "golden vectors: write them, check what another program made of them"),
