@@ -137,11 +137,10 @@ def test_a_file_is_no_directory(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_a_run_without_a_checkpoint_starts_its_metrics_anew(tmp_path: Path, corpus: Corpus) -> None:
     with RunDir.create(tmp_path, CONFIG, corpus) as run:
-        run.log({"step": 0, "loss": 1.0})
-        run.log({"step": 1, "loss": 1.5})
+        run.log([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 1.5}])
     with RunDir.resume(tmp_path, corpus) as run:
-        assert (run.step, run.state, run.losses) == (0, None, [])
-        run.log({"step": 0, "loss": 2.0})
+        assert (run.step, run.state, run.records) == (0, None, [])
+        run.log([{"step": 0, "loss": 2.0}])
     assert read_metrics(tmp_path) == [{"step": 0, "loss": 2.0}]
 
 
