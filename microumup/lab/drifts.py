@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from math import log2
 from typing import NamedTuple
 
-from microumup.config import TrainConfig, option_name
+from microumup.config import TrainConfig
 from microumup.lab.figures.rows import Rows, drift, or_nan
 from microumup.lab.figures.settings import LAPTOP, MUP, MUP_SMALL, SP, UMUP
 from microumup.lab.optima import interval
 from microumup.lab.search import show_value
 from microumup.lab.statistics import Estimate
+from microumup.limits import option_name
 
 
 class Drift(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup import cli
-from microumup.config import TrainConfig, option_name
+from microumup.config import TrainConfig
 from microumup.lab import pictures as pic
 from microumup.lab.drifts import DRIFTS, SHRINK, Drifts, Move, NoEvidence, along, line_of, octaves, per_octave
 from microumup.lab.figures import look
@@ -30,9 +30,13 @@ from microumup.lab.optima import Tuned, describe, interval, power, tuned
 from microumup.lab.search import Record, show_value
 from microumup.lab.statistics import Estimate, mean_interval, optimum, power_law
 from microumup.lab.sweep import load_results, plain, varying
-from microumup.run_config import without_retired
+from microumup.limits import option_name
+from microumup.run_config import ADDED, without_retired
 
 AXES = ("width", "layers", "steps", "batch_size")
+ASIDE = (  # what else may move η, and was not varied along with the axes
+    "seq_len", "head_dim", "vocab_size", "corpus", "text", "fp8", "weight_decay", "beta1", "beta2", "adam_eps", "clip",
+)  # fmt: skip
 
 
 class Transfer(NamedTuple):
@@ -63,10 +67,12 @@ def read_run(record: Record) -> tuple[TrainConfig, Row]:
     """The config of a run, and what counts of it as a row of the figures."""
     options, loss = without_retired(record["config"]), record["loss"]
     try:
-        config = TrainConfig(**options | {"text": tuple(options["text"])})
+        if lacks := sorted({f.name for f in fields(TrainConfig)} - {*options, *ADDED}):
+            raise TypeError(f"it lacks {lacks[0]}")
         if not (loss is None or isinstance(loss, float)):
             raise TypeError(f"a loss of {loss!r:.40}")
-    except (TypeError, KeyError) as error:
+        config = TrainConfig(**options | {name: tuple(options.get(name, ())) for name in ("text", "valid")})
+    except TypeError as error:
         raise ValueError(f"run {record['id']} is of another version ({error}); sweep again") from None
     return config, {"width": config.width, "lr": config.eta, "seed": config.seed, "loss": loss}
 
@@ -168,14 +174,10 @@ def cautions(source: TrainConfig, usable: dict[int, Rows], moves: Sequence[Move]
     notes = []
     if source.scheme == SP:
         notes.append("sp does not transfer: its optimum drifts, and this is a prediction of the drift")
-    measured = TrainConfig(**LAPTOP.usual)
-    names = [n for n in ("seq_len", "head_dim", "vocab_size", "corpus", "text", "fp8", "weight_decay")
-             if getattr(source, n) != getattr(measured, n)]  # fmt: skip
-    if names:
-        here, there = (
-            ", ".join(f"{n} {show_value(getattr(c, n)) or 'none'}" for n in names) for c in (source, measured)
-        )
-        notes.append(f"the drifts were measured with {there}; this sweep has {here}")
+    here, there = plain(source), plain(TrainConfig(**LAPTOP.usual))
+    if names := [name for name in ASIDE if here[name] != there[name]]:
+        these, those = (", ".join(f"{n} {show_value(c[n]) or 'none'}" for n in names) for c in (here, there))
+        notes.append(f"the drifts were measured with {those}; this sweep has {these}")
     if len(usable) > 1:
         own = per_octave(usable[min(usable)], usable[max(usable)], "width")
         known = next((move.drift for move in moves if move.axis == "width"), own)
@@ -207,10 +209,8 @@ def report(found: Transfer) -> str:
         measured = f"{octaves(known)}, measured from {known.smallest} to {known.largest}"
         lines.append(f"{axis} {start} -> {end}: {does}: {measured}")
     lines.append(f"η to use: {found.target.eta:.3g} = {interval(found.eta, power)}")
-    loss = (
-        interval(found.loss) if found.loss and found.loss.low is not None else found.loss and f"{found.loss.value:.3f}"
-    )
-    lines.append(f"loss to expect: {loss or 'unknown'} ({found.how})")
+    loss = "unknown" if not found.loss else interval(found.loss) if found.loss.low else f"{found.loss.value:.3f}"
+    lines.append(f"loss to expect: {loss} ({found.how})")
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join([*lines, "", command(found.target)])
 

@@ -309,10 +309,17 @@ def test_a_damaged_sweep_is_refused(sweep: Path, refused: Refused) -> None:
     assert "is no result of a sweep" in refused(main, [str(sweep)])
 
 
-@pytest.mark.parametrize("change", [{"loss": "low"}, {"config": {"lr": 1.0, "text": [], "foo": 1}}, {"config": {}}])
+@pytest.mark.parametrize("change", [{"loss": "low"}, {"config": plain(TrainConfig()) | {"foo": 1}}, {"config": {}}])
 def test_a_sweep_of_another_version_is_refused(tmp_path: Path, refused: Refused, change: dict[str, Any]) -> None:
     first, *rest = made((64,))
     assert "is of another version" in refused(main, [str(write(tmp_path / "sweep", [first | change, *rest]))])
+
+
+def test_a_sweep_that_lacks_newer_options_is_taken_for_what_it_was() -> None:
+    records = made()
+    for each in records[:5]:
+        del each["config"]["clip"]
+    assert predicted(records, {"width": 128}).eta == predicted(made(), {"width": 128}).eta
 
 
 @pytest.mark.parametrize(("option", "word"), [("--width=100", "--width: 100"), ("--steps=0", "--steps: 0")])
