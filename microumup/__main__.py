@@ -6,7 +6,7 @@ from importlib import import_module
 from microumup import __version__, cli
 
 COMMANDS = {
-    "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
+    "train": ("microumup.lab.from_sweep", "train a Llama on text; also python -m microumup.train"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "explain": ("microumup.lab.explain", "every number a scheme gives each weight: why a model does not learn"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
