@@ -31,7 +31,7 @@ from microumup.lab.search import Record, show_value
 from microumup.lab.statistics import Estimate, mean_interval, optimum, power_law
 from microumup.lab.sweep import load_results, plain, varying
 from microumup.limits import option_name
-from microumup.run_config import ADDED, without_retired
+from microumup.run_config import ADDED, NEWER, without_retired
 
 AXES = ("width", "layers", "steps", "batch_size")
 ASIDE = (  # what else may move η, and was not varied along with the axes
@@ -67,7 +67,7 @@ def read_run(record: Record) -> tuple[TrainConfig, Row]:
     """The config of a run, and what counts of it as a row of the figures."""
     options, loss = without_retired(record["config"]), record["loss"]
     try:
-        if lacks := sorted({f.name for f in fields(TrainConfig)} - {*options, *ADDED}):
+        if lacks := sorted({f.name for f in fields(TrainConfig)} - {*options, *ADDED, *NEWER}):
             raise TypeError(f"it lacks {lacks[0]}")
         if not (loss is None or isinstance(loss, float)):
             raise TypeError(f"a loss of {loss!r:.40}")

@@ -21,9 +21,10 @@ from microumup.lab.search import Record
 from microumup.lab.statistics import Estimate, optimum
 from microumup.lab.sweep import plain
 from microumup.lab.tables import read_table
-from microumup.lab.transfer import Transfer, command, main, predict, read_run, total
+from microumup.lab.transfer import AXES, Transfer, command, draw, main, predict, read_run, read_sweep, report, total
 
-DOCS = Path(__file__).parents[2] / "docs" / "figures"
+CLONE = Path(__file__).parents[2]
+README, DOCS = (CLONE / "README.md").read_text(), CLONE / "docs" / "figures"
 OVER_WIDTH, HORIZONS = read_table(DOCS / "fig1-left.csv"), read_table(DOCS / "fig6.csv")
 LINES = (SP, MUP, MUP_SMALL, UMUP)
 
@@ -244,6 +245,21 @@ def test_a_width_that_says_nothing_is_left_out() -> None:
     assert found.loss is None
 
 
+@pytest.mark.parametrize("options", ["--width=128", "--width=128 --steps=1024", ""])
+def test_the_picture_shows_eta_and_the_loss_where_it_is_known(sweep: Path, tmp_path: Path, options: str) -> None:
+    picture = tmp_path / "transfer.svg"
+    assert main([str(sweep), *options.split(), "--plot", str(picture), "--quiet"]) == 0
+    assert picture.stat().st_size > 10_000
+    runs = read_sweep(sweep)
+    found = predict(runs, {"width": 128} | ({"steps": 1024} if "steps" in options else {}))
+    [ax] = draw(found, [row for _, row in runs]).axes
+    places = [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines if len(line.get_xdata()) == 1
+    ]
+    shown = [place for place in places if place[0] == pytest.approx(found.target.eta)]
+    assert [y for _, y in shown] == ([pytest.approx(found.loss.value)] if found.loss else [])
+
+
 # ---- Refusals ----
 def missing(records: list[Record]) -> list[Record]:
     return [r for r in records if (r["config"]["width"], r["config"]["lr"], r["config"]["seed"]) != (64, 1.0, 2)]
@@ -325,3 +341,23 @@ def test_a_sweep_that_lacks_newer_options_is_taken_for_what_it_was() -> None:
 @pytest.mark.parametrize(("option", "word"), [("--width=100", "--width: 100"), ("--steps=0", "--steps: 0")])
 def test_a_run_that_cannot_be_is_refused(sweep: Path, refused: Refused, option: str, word: str) -> None:
     assert word in refused(main, [str(sweep), option])
+
+
+# ---- The README ----
+def cell(line: str, axis: str) -> str:
+    if not (found := DRIFTS.get((line, axis))):
+        return "–"
+    text = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"**{text}**" if found.low * found.high > 0 else text
+
+
+def test_the_readme_says_when_eta_moves() -> None:
+    rows = [[axis.replace("_", " "), *(cell(line, axis) for line in (UMUP, MUP_SMALL, MUP, SP))] for axis in AXES]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    assert table in README, f"write into README.md:\n{table}"
+
+
+def test_the_readme_shows_what_transfer_says() -> None:
+    three = [each for each in committed(UMUP, 32, 64) if each["config"]["seed"] < 3]  # as its sweep
+    text = report(predicted(three, {"width": 512}))
+    assert f"```\n{text}\n```" in README, f"write into README.md:\n{text}"
