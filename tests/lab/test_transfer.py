@@ -210,6 +210,34 @@ def test_an_interval_of_the_loss_needs_three_widths(sweep: Path, capsys: pytest.
     assert "an interval needs three widths" in capsys.readouterr().out
 
 
+def test_a_loss_that_does_not_fall_with_the_width_is_not_carried_on() -> None:
+    found = predicted(made(loss=lambda w, x, s: 2 + w / 1000 + 0.03 * (x - 0.5 - 0.1 * s) ** 2), {"width": 128})
+    assert (found.loss, found.how) == (None, "the lowest loss does not fall with the width")
+
+
+def test_a_loss_needs_seeds_that_all_widths_have() -> None:
+    other = [each for each in made((32,), seeds=5) if each["config"]["seed"] > 1]
+    found = predicted([*made((64,), seeds=3), *other], {"width": 128})
+    assert (found.loss, found.how) == (None, "its widths have not two seeds in common")
+
+
+@pytest.mark.parametrize(("base", "line"), [(16, MUP_SMALL), (64, MUP_SMALL), (128, MUP), (512, MUP)])
+def test_mup_drifts_like_the_measured_line_of_the_nearer_base_width(base: int, line: str) -> None:
+    found = predicted(made(scheme="mup", base_width=base), {"width": 128, "steps": 1024})
+    assert [move.drift for move in found.moves] == [DRIFTS[line, "width"], DRIFTS[MUP_SMALL, "steps"]]
+
+
+def test_downwards_a_drift_turns_round() -> None:
+    [move] = predicted(made((64,), scheme="sp"), {"width": 32}).moves
+    drift = DRIFTS[SP, "width"]
+    assert move.moved == (-drift.value, -drift.high, -drift.low)
+
+
+def test_a_run_that_was_made_twice_counts_once() -> None:
+    again = [each | {"id": f"{each['id'][:-1]}x", "ranges_every": 5} for each in made()]
+    assert predicted([*made(), *again], {"width": 128}).eta == predicted(made(), {"width": 128}).eta
+
+
 def test_at_a_width_that_was_swept_all_is_as_measured() -> None:
     found = predicted(made(), {})
     assert found.moves == []
