@@ -28,6 +28,7 @@ APPENDICES = {
     "corpora": "where texts come from; BPE tokens",
     "checkpoint": "files that are whole or not there, and know when they were changed",
     "diverged": "the end of a run whose numbers are none any more",
+    "records": "the numbers that a step and a run leave",
     "stop": "Ctrl-C as a wish to stop",
     "run_config": "config.json, of older versions too",
     "run_dir": "what a run leaves behind, and how it goes on from there",

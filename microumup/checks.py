@@ -41,15 +41,20 @@ def plain(op: str, **numbers: Any) -> Any:
     for name, value in numbers.items():
         if type(value) is not float:
             try:
-                if np.iscomplexobj(value):  # which numpy would make real with a warning
-                    raise TypeError
-                numbers[name] = float(operator.pos(value))
+                numbers[name] = real(value)
             except (TypeError, ValueError, OverflowError):
                 kind = f"{str(value)[:40]!r} of {type(value).__name__}"
                 raise ValueError(f"{op}: {name} is {kind}; pass a real number, as 1.5") from None
         if not isfinite(numbers[name]):
             raise ValueError(f"{op}: {name} is {numbers[name]}; pass a finite number")
     return tuple(numbers.values()) if len(numbers) > 1 else next(iter(numbers.values()))
+
+
+def real(value: Any) -> float:
+    """A real number of any kind as Python's own. Raises TypeError, ValueError or OverflowError for anything else."""
+    if np.iscomplexobj(value):  # which numpy would make real with a warning
+        raise TypeError
+    return float(operator.pos(value))
 
 
 def factors(op: str, scale: Factors) -> Factors:

@@ -9,7 +9,7 @@ import lzma
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from stat import S_ISREG
@@ -205,20 +205,27 @@ def split(text: bytes) -> tuple[bytes, bytes]:
     return b"".join(block for i, block in enumerate(blocks) if i % 20 != 10), b"".join(blocks[10::20])
 
 
-def read_text(path: Path) -> bytes:
-    """The content of a UTF-8 text file. Raises ValueError for one that is missing, unreadable, empty or binary."""
+def read_text(path: Path, option: str = "--text") -> bytes:
+    """The content of a UTF-8 text file that `option` names. Raises ValueError for one that is missing, unreadable,
+    empty or binary."""
     try:
         content = checkpoint.read_bytes(path, available_memory() // 4)
         content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"--text {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
+        raise ValueError(f"{option} {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
     except ValueError as error:
-        raise ValueError(f"--text {path}: cannot be read ({error}); give a UTF-8 text file") from error
+        raise ValueError(f"{option} {path}: cannot be read ({error}); give a UTF-8 text file") from error
     if not content.strip():
-        raise ValueError(f"--text {path}: empty; give a UTF-8 text file")
+        raise ValueError(f"{option} {path}: empty; give a UTF-8 text file")
     if b"\0" in content:
-        raise ValueError(f"--text {path}: binary, it holds a NUL byte; give a UTF-8 text file")
+        raise ValueError(f"{option} {path}: binary, it holds a NUL byte; give a UTF-8 text file")
     return content
+
+
+def read_texts(option: str, paths: Sequence[Path | str]) -> tuple[bytes, tuple[Source, ...]]:
+    """The texts of an option, an empty line between two, and the Source of each. Raises ValueError as `read_text`."""
+    texts = [read_text(Path(path), option) for path in paths]
+    return b"\n\n".join(texts), tuple(source(path, text) for path, text in zip(paths, texts, strict=True))
 
 
 def read_sotu() -> bytes:

@@ -84,6 +84,14 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a text for short sweeps; a part of what names a run, so one for all tests of a module."""
+    path = tmp_path_factory.mktemp("text") / "people.txt"
+    path.write_text("the people of the united states. " * 100)
+    return str(path)
+
+
 @pytest.fixture
 def half(tmp_path: Path, text: Path) -> Path:
     """A run that was killed after 10 of 12 updates, with a checkpoint of 8."""
