@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from microumup.checkpoint import to_json
-from microumup.config import option_name
+from microumup.limits import option_name
 from microumup.parametrization import ALIASES
 
 

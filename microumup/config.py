@@ -10,6 +10,7 @@ from typing import Any
 
 from microumup import limits
 from microumup.fp8 import parse_recipe
+from microumup.limits import option_name
 from microumup.parametrization import SCHEMES, Scheme, without_embedding_lr_rule
 
 DECAYS = ("independent", "fully-independent", "coupled")  # readings of weight decay; `optim.py` has their formulas
@@ -78,19 +79,6 @@ class ModelConfig:
         return scheme if self.embedding_lr_rule else without_embedding_lr_rule(scheme)
 
 
-def option_name(field: str) -> str:
-    """`alpha_res` -> `--alpha-res`."""
-    return "--" + field.replace("_", "-")
-
-
-def check_least(options: object, **least: float) -> None:
-    """Raise ValueError, naming the option, when an attribute of `options` is below its least value, or is NaN."""
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if not value >= bound:
-            raise ValueError(f"{option_name(name)}: {value} is too small; the least is {bound}")
-
-
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults below
     "laptop": {"width": 128, "layers": 4, "head_dim": 32, "seq_len": 128, "batch_size": 16, "steps": 2000},
@@ -109,22 +97,30 @@ class TrainConfig(ModelConfig):
 
     corpus: str = option("sotu", "sotu (State of the Union, shipped) or wikitext-103 (downloaded)")
     text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus", common=True)
+    valid: tuple[str, ...] = option((), "held-out UTF-8 text files, validated on whole; else parts of the text (5 %)")
     batch_size: int = option(16, "B, sequences in a batch", common=True)
+    micro_batch: int = option(0, "sequences at a time, where memory is short; same gradients up to rounding; 0: all")
     steps: int = option(1000, "updates", common=True)
     lr: float | None = option(None, f"η, the peak learning rate: 1.5, or 2^-7 (default: {TYPICAL_LR})", common=True)
     warmup: float = option(2000 / 8192, "share of the steps in which the learning rate rises; then a cosine to 10 %")
     weight_decay: float = option(2**-13, "λ, share of a weight that a step at the peak takes away, whatever η; 2^-13")
     decay: str = option("independent", "factor of λ: independent s(t), fully-independent 1, coupled s(t) η C")
     optimizer: str = option("adamw", "adamw, or sgd (divides each gradient by its known constant; name an --lr)")
+    beta1: float = option(0.9, "β1 of AdamW, of the mean of gradients")
+    beta2: float = option(0.999, "β2 of AdamW, of the mean of their squares")
+    adam_eps: float = option(1e-8, "ε of AdamW; it meets gradients as they are, of a scale that the scheme decides")
+    clip: float | None = option(None, "largest norm of the gradient by all effective weights A·w; more is scaled down")
     loss_scale: float = option(1.0, "factor of the mean loss that is differentiated; batch size x seq len: its sum")
     seed: int = option(0, "of the initial weights and the batches", common=True)
+    kernels: str = option("fast", "fast: the pairs of ops made for the device; plain: those one reads, ops.py alone")
+    tf32: bool = option(False, "on a GPU: matrix products in TF32, faster, with 10 bits of mantissa instead of 23")
     threads: int = option(1, "that share a batch, equal ones give equal bits; the command train takes one per core")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threads > self.batch_size:
             raise ValueError(f"--threads: {self.threads} is more than --batch-size {self.batch_size}; take fewer")
-        for name, known in (("optimizer", ("adamw", "sgd")), ("decay", DECAYS)):
+        for name, known in (("optimizer", ("adamw", "sgd")), ("decay", DECAYS), ("kernels", ("fast", "plain"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
         if self.lr is None and self.optimizer == "sgd":

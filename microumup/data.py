@@ -7,18 +7,14 @@ batches that it would have seen.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from microumup import corpora
+from microumup import token_files
 from microumup.backend import Array
-
-BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
-LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
-
+from microumup.corpora import BYTES, Source, Tokenizer
 
 # ---- Batches ----
 
@@ -38,14 +34,24 @@ def windows(tokens: Array, *, seq_len: int, batch_size: int, count: int) -> Iter
     """`count` batches like those of `batch`, spread evenly over the tokens: always the same, for validation.
 
     No target comes twice: a text too short for that gives fewer batches. There is always one, in which windows
-    overlap if they must. Raises ValueError when no window fits or a size is below 1.
+    overlap if they must. With a count of 0 every token but the first is a target once, and the last windows are fewer
+    and shorter. Raises ValueError when no window fits or a size is below 1.
     """
-    _check_sizes(tokens, seq_len, batch_size, count)
+    _check_sizes(tokens, seq_len, batch_size, count or 1)
     disjoint = (len(tokens) - 1) // seq_len  # as many windows fit without a target in common
+    if count == 0:
+        return _every_window(tokens, seq_len, batch_size, disjoint)
     count = max(1, min(count, disjoint // batch_size))
     number = np.arange(count * batch_size)
     starts = number * (len(tokens) - seq_len - 1) // max(1, len(number) - 1)
     return (_cut(tokens, rows, seq_len) for rows in starts.reshape(count, batch_size))
+
+
+def _every_window(tokens: Array, seq_len: int, batch_size: int, whole: int) -> Iterator[tuple[Array, Array]]:
+    for i in range(0, whole, batch_size):
+        yield _cut(tokens, np.arange(i, min(i + batch_size, whole)) * seq_len, seq_len)
+    if rest := len(tokens) - 1 - whole * seq_len:
+        yield _cut(tokens, np.array([whole * seq_len]), rest)
 
 
 def _cut(tokens: Array, starts: Array, seq_len: int) -> tuple[Array, Array]:
@@ -61,37 +67,6 @@ def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -
         raise ValueError(f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give more text")
 
 
-# ---- Tokenizers ----
-
-
-class Tokenizer(Protocol):
-    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
-    the checksum `sha256`, None if it leaves nothing."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def sha256(self) -> str | None: ...
-    def encode(self, text: str) -> Array: ...
-    def decode(self, ids: ArrayLike) -> str: ...
-    def save(self, directory: Path) -> None: ...
-
-
-class ByteTokenizer:
-    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
-
-    vocab_size, sha256 = BYTES, None
-
-    def encode(self, text: str) -> Array:
-        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
-
-    def decode(self, ids: ArrayLike) -> str:
-        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
-
-    def save(self, directory: Path) -> None:
-        """Bytes need no file: that there is none says bytes."""
-
-
 # ---- Corpora ----
 
 
@@ -103,41 +78,34 @@ class Corpus:
     train: Array  # (tokens,), uint8 or uint16
     valid: Array
     tokenizer: Tokenizer
-    sources: tuple[corpora.Source, ...] = ()  # the texts that all of it follows from
+    sources: tuple[Source, ...] = ()  # the texts that all of it follows from
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Bytes of the validation text over its tokens."""
+        if self.tokenizer.vocab_size == BYTES:
+            return 1.0
+        return len(self.tokenizer.decode(self.valid).encode()) / len(self.valid)
 
 
-def load_corpus(name: str = "sotu", *, text: Sequence[Path] = (), vocab_size: int = BYTES, seq_len: int) -> Corpus:
+def load_corpus(
+    name: str = "sotu", *, text: Sequence[Path | str] = (), valid: Sequence[Path | str] = (), vocab_size: int = BYTES,
+    seq_len: int,
+) -> Corpus:  # fmt: skip
     """Read the corpus `name`, `sotu` or `wikitext-103`, or the UTF-8 files `text` instead, and tokenize it.
 
+    The files `valid` are held out, and all of the text is trained on; without them `corpora.split` holds out 5 %.
     `vocab_size` 256 is raw bytes; larger is a byte-level BPE of that size, learned from the training split and cached
-    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` is downloaded once and keeps its
-    own splits. Raises ValueError, which names the option and the file, for a text that is missing, unreadable, empty,
-    binary or without a window of seq_len + 1 tokens in each split; for an unknown name, a failed download or checksum,
-    a vocabulary too large for the text, a missing extra.
+    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` keeps its own splits, and has to
+    lie there already: `microumup data prepare` makes it. Raises ValueError, which names the option and the file, for a
+    text that is missing, unreadable, empty, binary or without a window of seq_len + 1 tokens in each split; for an
+    unknown name, a damaged cache, a vocabulary too large for the text, a missing extra.
     """
-    if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
-        raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
-    option = f"--corpus {name}"
-    if text:
-        option, name = "--text " + " ".join(map(str, text)), "+".join(path.name for path in text)
-        texts = [corpora.read_text(path) for path in text]
-        sources = tuple(map(corpora.source, text, texts))
-        train, valid = corpora.split(b"\n\n".join(texts))
-    elif name == "sotu":
-        train, valid = corpora.split(content := corpora.read_sotu())
-        sources = (corpora.Source(name, len(content), corpora.SOTU_SHA256),)
-    elif name == "wikitext-103":
-        train, valid = corpora.read_wikitext("train"), corpora.read_wikitext("validation")
-        sources = tuple(corpora.Source(file, 0, sha256) for file, sha256 in corpora.WIKITEXT_SHA256.items())
-    else:
-        raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
-
-    if vocab_size == BYTES:
-        splits = np.frombuffer(train, np.uint8), np.frombuffer(valid, np.uint8), ByteTokenizer()
-        corpus = Corpus(name, *splits, sources)
-    else:
-        corpus = Corpus(name, *corpora.tokenize(train, valid, vocab_size), sources)
-    if (shortest := min(len(corpus.train), len(corpus.valid))) <= seq_len:
-        found = f"the validation split (5 %) has {shortest} tokens and a window needs seq_len + 1 = {seq_len + 1}"
-        raise ValueError(f"{option}: too short, {found}; give a longer text or a smaller --seq-len")
+    option, name, tokens = token_files.load(name, text, valid, vocab_size)
+    corpus = Corpus(name, *tokens)
+    for which, split in ((option, corpus.train), ("--valid" if valid else option, corpus.valid)):
+        if len(split) <= seq_len:
+            part = "" if valid else "the validation split (5 %) of "
+            found = f"{part}it has {len(split)} tokens and a window needs seq_len + 1 = {seq_len + 1}"
+            raise ValueError(f"{which}: too short, {found}; give a longer text or a smaller --seq-len")
     return corpus

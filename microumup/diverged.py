@@ -3,7 +3,8 @@
 from dataclasses import fields
 from math import isfinite
 
-from microumup.config import ModelConfig, TrainConfig, option_name
+from microumup.config import ModelConfig, TrainConfig
+from microumup.limits import option_name
 
 
 class Diverged(Exception):

@@ -5,23 +5,45 @@ from typing import Any
 
 import numpy as np
 
+from microumup.checks import real
 from microumup.cpu import available_memory
 
-SMALLEST = {"vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0}  # all else 1
+SMALLEST = {  # all else 1
+    "vocab_size": 2,
+    "seq_len": 2,
+    "head_dim": 2,
+    "width": 4,
+    "base_width": 4,
+    "seed": 0,
+    "micro_batch": 0,
+}
 LARGEST = {  # whole numbers, past which nothing can be meant
     "width": 2**20, "base_width": 2**20, "layers": 10_000, "base_layers": 10_000, "head_dim": 2**20, "seq_len": 2**24,
-    "vocab_size": 2**24, "batch_size": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
+    "vocab_size": 2**24, "batch_size": 2**24, "micro_batch": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
 }  # fmt: skip
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
-SHARES = ("warmup", "weight_decay")
+SHARES = ("warmup", "weight_decay", "beta1", "beta2")
 RANGES = {
     "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9),
+    "beta1": (0.0, 1 - 1e-9), "beta2": (0.0, 1 - 1e-9), "adam_eps": (1e-30, 1.0), "clip": (1e-30, 1e30),
     "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "lr": (1e-45, 1e45), "loss_scale": (1e-30, 1e30),
 }  # fmt: skip
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def option_name(field: str) -> str:
+    """`alpha_res` -> `--alpha-res`."""
+    return "--" + field.replace("_", "-")
+
+
+def check_least(options: object, **least: float) -> None:
+    """Raise ValueError, naming the option, when an attribute of `options` is below its least value, is NaN, or counts
+    more things than anybody has time for."""
+    for name, bound in least.items():
+        value, most = getattr(options, name), LARGEST.get(name, 10**9)
+        if not value >= bound:
+            raise ValueError(f"{option_name(name)}: {value} is too small; the least is {bound}")
+        if type(value) is int and value > most:
+            raise ValueError(f"{option_name(name)}: {value} is too large; the most is {most}")
 
 
 def within(name: str, kind: Any, value: Any) -> Any:
@@ -45,14 +67,12 @@ def plain(name: str, kind: Any, value: Any) -> Any:
                 raise TypeError
             return value
         if kind in (float, float | None):
-            if np.iscomplexobj(value):  # which numpy would make real with a warning
-                raise TypeError
-            return value if value is None and kind is not float else float(operator.pos(value))
+            return value if value is None and kind is not float else real(value)
         return bool(value) if kind is bool else operator.index(value)
     except (TypeError, ValueError, OverflowError):
         kinds = {bool: "a switch, True or False", int: "a whole number", str: "a text", float: "a number"}
         what = kinds.get(kind, "a number" if kind == float | None else "a tuple of texts")
-        raise ValueError(f"{_option(name)}: {str(value)[:80]!r} is not {what}") from None
+        raise ValueError(f"{option_name(name)}: {str(value)[:80]!r} is not {what}") from None
 
 
 def check_range(name: str, value: Any) -> None:
@@ -61,12 +81,12 @@ def check_range(name: str, value: Any) -> None:
         low, high = SMALLEST.get(name, 1), LARGEST[name]
         if not low <= value <= high:
             which, bound = ("small; the least", low) if value < low else ("large; the most", high)
-            raise ValueError(f"{_option(name)}: {value} is too {which} is {bound}")
+            raise ValueError(f"{option_name(name)}: {value} is too {which} is {bound}")
     if type(value) is float:
         least, most = RANGES.get(name, USUAL)
         if not least <= value <= most:
             share = "no share; use" if name in SHARES else "not a positive finite number of"
-            raise ValueError(f"{_option(name)}: {value} is {share} {least:g} to {most:g}")
+            raise ValueError(f"{option_name(name)}: {value} is {share} {least:g} to {most:g}")
 
 
 def check_memory(config: Any) -> None:
@@ -82,6 +102,6 @@ def check_memory(config: Any) -> None:
         sizes = ("width", "layers", "vocab_size", "seq_len", "batch_size")
         largest = max(sizes, key=lambda name: getattr(c, name) / getattr(type(c), name))
         raise ValueError(
-            f"{_option(largest)}: {getattr(c, largest):,} needs {need / 1e9:,.0f} GB of memory or more, and there "
+            f"{option_name(largest)}: {getattr(c, largest):,} needs {need / 1e9:,.0f} GB of memory or more, and there "
             f"are {have / 1e9:,.0f}; make it smaller"
         )

@@ -21,9 +21,11 @@ from typing import Any
 
 from microumup import __version__, checkpoint, corpora
 from microumup.config import ModelConfig, TrainConfig
+from microumup.corpora import BYTES, ByteTokenizer, Tokenizer
 from microumup.cpu import Arrays
-from microumup.data import BYTES, ByteTokenizer, Corpus, Tokenizer
+from microumup.data import Corpus
 from microumup.plan import weights
+from microumup.records import Record
 from microumup.run_config import RETIRED, Command, identity, read_config, unfinished
 from microumup.stop import Stop
 
@@ -33,15 +35,15 @@ FILES = ("checkpoint.safetensors", "metrics.jsonl", "scales.jsonl")
 class RunDir:
     """A run directory that this process, and no other, writes to until it is closed.
 
-    `step` updates are behind it, with their `losses`, in so many `seconds`; `state` is the checkpoint's, None where
-    there is none.
+    `step` updates are behind it, each with its record of metrics in `records`, in so many `seconds`; `state` is the
+    checkpoint's, None where there is none.
     """
 
     def __init__(self, path: Path, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> None:
         self.path, self.config, self.corpus, self.command = path, config, corpus, command
         self.checkpoint, self.metrics, self.scales = (path / name for name in FILES)
         self.state: Arrays | None = None
-        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.step, self.seconds, self.records = 0, 0.0, list[Record]()
         self.stop, self._saved = Stop(), monotonic()
         self.id = ""  # the checksum of config.json
         self._logged: dict[Path, list[dict[str, Any]]] = {self.metrics: []}
@@ -96,7 +98,7 @@ class RunDir:
         if len(metrics) < self.step:
             found = f"{len(metrics)} lines and the checkpoint {self.step} updates"
             raise ValueError(f"{self.metrics} has {found}; restore it, or delete the checkpoint to begin at step 0")
-        self.losses = [line["loss"] for line in metrics[: self.step]]
+        self.records = metrics[: self.step]
         self._logged = {self.metrics: metrics[: self.step]}
         if every := self.command.log_scales:
             scales = [record for record in checkpoint.read_lines(self.scales, self.id) if record["step"] < self.step]
@@ -133,10 +135,11 @@ class RunDir:
             self._log.close()
         self._lock.release()
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append a line of metrics."""
+    def log(self, records: list[Record]) -> None:
+        """Append lines of metrics."""
         assert self._log
-        checkpoint.write_line(self._log, record, self.id)
+        for record in records:
+            checkpoint.write_line(self._log, record, self.id)
         self.stop.busy = True  # what asks to stop waits for save_if_due
 
     def save_if_due(self, state: Callable[[], Arrays], step: int, seconds: float) -> None:
@@ -144,8 +147,8 @@ class RunDir:
 
         Raises KeyboardInterrupt after it when asked to stop.
         """
-        last, (every, minutes, _) = step == self.config.steps, self.command
-        due = monotonic() - self._saved >= 60 * minutes or step % every == 0
+        last, (every, minutes, *_) = step == self.config.steps, self.command
+        due = monotonic() - self._saved >= 60 * minutes or step // every > self.step // every
         if not (due or last or self.stop.signal):
             return
         assert self._log
@@ -153,7 +156,7 @@ class RunDir:
         model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
         info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__, "config": self.id}
         checkpoint.save(self.checkpoint, state(), info)
-        self._saved, self.stop.busy = monotonic(), not last
+        self.step, self._saved, self.stop.busy = step, monotonic(), not last
         if self.stop.signal:
             raise KeyboardInterrupt
 

@@ -9,11 +9,14 @@ from typing import Any
 # each other most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import cuda_on_cpu
+import cupy_double
 import numpy as np
 import pytest
 import small_runs
 
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 
 Refused = Callable[[Callable[[list[str]], int], list[str]], str]
 
@@ -40,6 +43,33 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     return refused
 
 
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy without a GPU."""
+    return cupy_double.install(monkeypatch)
+
+
+@pytest.fixture
+def cupy() -> Any:
+    """CuPy itself."""
+    module = pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        devices = module.cuda.runtime.getDeviceCount()
+    except module.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"CuPy finds no usable driver: {error}")
+    if not devices:
+        pytest.skip("CuPy finds no GPU")
+    return module
+
+
+@pytest.fixture(params=["double", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """CuPy without a GPU, then CuPy itself."""
+    if request.param == "double" and not cuda_on_cpu.COMPILER:
+        pytest.skip("kernels run on a CPU only where there is g++")
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="session")
 def corpus() -> Corpus:
     """A text that can be learned in a few steps, without reading the shipped one."""
@@ -53,6 +83,14 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("the people of the united states. " * 200)
     return path
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a text for short sweeps; a part of what names a run, so one for all tests of a module."""
+    path = tmp_path_factory.mktemp("text") / "people.txt"
+    path.write_text("the people of the united states. " * 100)
+    return str(path)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from conftest import Refused
 
 from microumup import cli
 from microumup.__main__ import COMMANDS
-from microumup.config import TrainConfig, option_name
+from microumup.config import TrainConfig
+from microumup.limits import option_name
 from microumup.train import main
 
 PACKAGE = Path(cli.__file__).parent
@@ -43,12 +44,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_help_of_train_has_the_usual_options_and_names_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of("train", capsys)
     assert explained(text) == {*USUAL, "--help", "--help-all"}
-    assert len(text.splitlines()) <= 48  # what a terminal shows at once, or nearly
+    assert len(text.splitlines()) <= 50  # what a terminal shows at once, or nearly
     last = text.rpartition("\n\n")[2]
     assert re.match(r"\d+ more, explained by --help-all: --", last)
     named = last.partition(":")[2].replace(",", "").split()
     assert int(last.split()[0]) == len(named)
-    command = {"--save-every", "--save-minutes", "--log-scales"}
+    command = {"--from-sweep", "--save-every", "--save-minutes", "--log-scales", "--log-every", "--eval-every"}
     all_options = {option_name(field.name) for field in fields(TrainConfig)} | command
     assert set(named) == all_options - set(USUAL)
 
@@ -60,7 +61,7 @@ def test_help_all_explains_every_option_that_help_names(name: str, capsys: pytes
     assert rest
     assert not explained(short) & rest
     aliases = {"--alpha-residual", "--alpha-residual-attn-ratio", "--alpha-attn", "--alpha-output"}
-    assert explained(long) - aliases - {"--no-embedding-lr-rule"} == explained(short) | rest
+    assert explained(long) - aliases - {"--no-embedding-lr-rule", "--no-tf32"} == explained(short) | rest
     assert "more, explained by" not in long
 
 

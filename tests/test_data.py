@@ -9,7 +9,8 @@ import pytest
 from test_corpora import load_text, write
 
 from microumup import data
-from microumup.data import ByteTokenizer, batch, load_corpus, windows
+from microumup.corpora import ByteTokenizer
+from microumup.data import batch, load_corpus, windows
 
 # ---- Which corpora there are ----
 
@@ -150,5 +151,13 @@ def test_bad_sizes_are_named(changed, message):
 
 
 def test_bad_count_is_named():
-    with pytest.raises(ValueError, match=r"^count: 0 is below 1$"):
-        windows(TOKENS, seq_len=4, batch_size=2, count=0)
+    with pytest.raises(ValueError, match=r"^count: -1 is below 1$"):
+        windows(TOKENS, seq_len=4, batch_size=2, count=-1)
+
+
+@pytest.mark.parametrize("length", [100, 99, 98, 97, 26, 25, 6, 5])
+def test_a_count_of_0_takes_every_token_but_the_first_as_a_target_once(length):
+    batches = list(windows(TOKENS[:length], seq_len=4, batch_size=6, count=0))
+    assert np.concatenate([targets.ravel() for _, targets in batches]).tolist() == TOKENS[1:length].tolist()
+    assert np.concatenate([inputs.ravel() for inputs, _ in batches]).tolist() == TOKENS[: length - 1].tolist()
+    assert all(len(inputs) <= 6 and inputs.shape[1] <= 4 for inputs, _ in batches)

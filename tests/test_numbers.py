@@ -12,8 +12,8 @@ import pytest
 from conftest import Refused
 
 from microumup import limits
-from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
-from microumup.limits import check_memory
+from microumup.config import PRESETS, ModelConfig, TrainConfig
+from microumup.limits import check_memory, option_name
 from microumup.parametrization import SCHEMES
 from microumup.plan import gradient_constants, plan
 from microumup.train import main
@@ -27,7 +27,7 @@ OWNERS = {name: scheme for scheme, row in SCHEMES.items() for name in row.hyperp
 @pytest.mark.parametrize("name", FLOATS)
 def test_a_number_of_numpy_becomes_one_of_python(name: str, kind: Any) -> None:
     """A float64 of NumPy made float64 of a float32 model."""
-    config = TrainConfig(**{"scheme": OWNERS.get(name, "umup"), name: kind(1)})
+    config = TrainConfig(**{"scheme": OWNERS.get(name, "umup"), name: kind(0 if name in BETAS else 1)})
     assert type(getattr(config, name)) is float
 
 
@@ -36,6 +36,15 @@ def test_a_number_of_numpy_becomes_one_of_python(name: str, kind: Any) -> None:
 def test_a_whole_number_of_numpy_becomes_one_of_python(name: str, kind: Any) -> None:
     config = TrainConfig(**{"scheme": OWNERS.get(name, "umup"), "threads": 1, name: kind(getattr(TrainConfig, name))})
     assert type(getattr(config, name)) is int
+
+
+BETAS = ("beta1", "beta2")  # for which 1 would be no mean at all
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_a_mean_that_takes_nothing_in_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{option_name(name)}: 1.0 is no share; use 0 to 1$"):
+        TrainConfig(**{name: 1})
 
 
 SENSELESS = [1j, np.complex64(1), "1", b"1", [1.0], object(), np.ones(2), 10**400, float("nan"), float("inf"), -1.0]

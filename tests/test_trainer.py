@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from microumup import fused, model
+from microumup.backend import Array
 from microumup.config import TrainConfig
 from microumup.data import Corpus, load_corpus, windows
 from microumup.diverged import Diverged
-from microumup.engine import Kernels, Tensor
+from microumup.engine import Kernels, Tensor, tape
 from microumup.model import loss
 from microumup.optim import AdamW, adamw
 from microumup.ranges import linear_ranges
 from microumup.run_config import Command
-from microumup.run_dir import RunDir
+from microumup.run_dir import RunDir, read_metrics
 from microumup.trainer import Trainer, train
 
 SMALL = TrainConfig(width=16, head_dim=8, layers=1, seq_len=16, batch_size=4, steps=40)
@@ -94,7 +95,8 @@ def test_the_result_has_what_the_readme_promises(corpus: Corpus, tmp_path: Path)
     with RunDir.create(tmp_path, SMALL, corpus) as run:
         _, result = train(SMALL, corpus, run)
     assert set(result) == {
-        "scheme", "width", "steps", "tokens", "loss_first", "loss_final", "loss_valid", "seconds", "tokens_per_second",
+        "scheme", "width", "steps", "tokens", "loss_first", "loss_final", "loss_valid", "bits_per_byte", "seconds",
+        "tokens_per_second",
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(40))
@@ -168,10 +170,135 @@ def test_ranges_are_of_the_whole_batch_whatever_the_threads(corpus: Corpus) -> N
 
 
 def test_a_summed_loss_has_the_gradients_of_the_mean_one_times_its_tokens(corpus: Corpus) -> None:
-    tokens = SMALL.batch_size * SMALL.seq_len
-    norms = [Trainer(replace(SMALL, loss_scale=scale), corpus).update(0) for scale in (1.0, float(tokens))]
-    assert norms[1][0] == norms[0][0]  # the loss itself is the mean
-    assert norms[1][1] == pytest.approx(tokens * norms[0][1], rel=1e-6)
+    tokens, grads = SMALL.batch_size * SMALL.seq_len, []
+
+    def keep(_: int, losses: list[Tensor]) -> None:
+        grads.append(tape(losses[0])[0].inputs[1].grad)
+
+    seen = [Trainer(replace(SMALL, loss_scale=scale), corpus).update(0, watch=keep) for scale in (1.0, float(tokens))]
+    assert seen[1][0] == seen[0][0]  # the loss itself is the mean
+    assert seen[1][1] == pytest.approx(seen[0][1], rel=1e-6)  # so is the loss that the norm is of
+    assert grads[1] == pytest.approx(tokens * grads[0], rel=1e-6)
+
+
+# ---- the effective gradient ----
+CLIP = 0.5
+
+
+def effective_gradients(config: TrainConfig, corpus: Corpus) -> dict[str, Array]:
+    """Of the first step, from what SGD, which divides by c_W, takes off the weights."""
+    trainer = Trainer(replace(config, optimizer="sgd", lr=1.0, weight_decay=0.0, warmup=0.0), corpus)
+    before = {name: w.copy() for name, w in trainer.params.items()}
+    *_, s = trainer.update(0)
+    return {name: (before[name] - w) / s / trainer.plan.weights[name].A for name, w in trainer.params.items()}
+
+
+@pytest.mark.parametrize("scheme", ["umup", "mup", "sp"])
+def test_the_norm_is_that_of_the_effective_gradient(corpus: Corpus, scheme: str) -> None:
+    config = replace(SMALL, scheme=scheme, lr=1.0)
+    true = np.sqrt(sum(np.sum(g**2) for g in effective_gradients(config, corpus).values()))
+    # SGD's weights, of scale 1, keep 24 bits of a step that is 1e-3 of them or more
+    assert Trainer(config, corpus).update(0)[1] == pytest.approx(true, rel=1e-3)
+
+
+@pytest.mark.parametrize("schemes", [("mup", "mup-table2")])
+def test_schemes_that_are_the_same_network_clip_alike(corpus: Corpus, schemes: tuple[str, str]) -> None:
+    """Their gradients differ by constants; a norm of the gradients as they are would clip one more."""
+    configs = [replace(SMALL, scheme=s, width=32, base_width=16, lr=2**-6, clip=1.8, steps=20) for s in schemes]
+    runs = [train(config, corpus) for config in configs]
+    assert 0 < runs[0][1]["clipped"] == runs[1][1]["clipped"] < 1
+    assert runs[0][1]["loss_final"] == pytest.approx(runs[1][1]["loss_final"], rel=1e-4)
+    plain = [sum(float((g**2).sum()) for g in raw_gradients(config, corpus).values()) for config in configs]
+    assert abs(plain[0] / plain[1] - 1) > 0.1
+
+
+def raw_gradients(config: TrainConfig, corpus: Corpus) -> dict[str, Array]:
+    trainer, grads = Trainer(config, corpus), {}
+    trainer.optimizer.step = lambda g, s: grads.update(g)  # type: ignore[method-assign]
+    trainer.update(0)
+    return grads
+
+
+def test_a_clipped_gradient_has_the_norm_that_was_asked_for(corpus: Corpus) -> None:
+    config = replace(SMALL, clip=0.01)
+    constants = Trainer(config, corpus).per_effective
+    squares = [np.sum((g / constants[name]) ** 2) for name, g in raw_gradients(config, corpus).items()]
+    assert np.sqrt(sum(squares)) == pytest.approx(0.01, rel=1e-5)  # of float32 sums
+    free = raw_gradients(SMALL, corpus)
+    assert all(np.array_equal(g, free[name]) for name, g in raw_gradients(replace(SMALL, clip=1e9), corpus).items())
+
+
+def test_metrics_and_result_say_how_often_it_was_clipped(corpus: Corpus, tmp_path: Path) -> None:
+    config = replace(SMALL, clip=CLIP)
+    with RunDir.create(tmp_path, config, corpus) as run:
+        _, result = train(config, corpus, run)
+    clipped = [line["clipped"] for line in read_metrics(tmp_path)]
+    assert clipped == [line["grad_norm"] > CLIP for line in read_metrics(tmp_path)]
+    assert 0 < result["clipped"] == sum(clipped) / 40 < 1
+
+
+# ---- micro-batches ----
+@pytest.mark.parametrize("options", [{}, {"scheme": "sp", "lr": 2**-6}, {"threads": 2}, {"fp8": "fp8"}])
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_micro_batches_change_nothing_but_rounding(corpus: Corpus, options: dict[str, Any], size: int) -> None:
+    config = replace(SMALL, **options)
+    whole, parts = (raw_gradients(replace(config, micro_batch=n), corpus) for n in (0, size))
+    for name, g in whole.items():  # the same additions in another order; in FP8 the casts are the same casts
+        assert np.linalg.norm(parts[name] - g) <= 2e-6 * np.linalg.norm(g), name
+
+
+# ---- what is seen of steps ----
+def test_steps_that_are_seen_later_are_the_same_steps(corpus: Corpus, tmp_path: Path) -> None:
+    metrics = []
+    for every in (1, 7, 100):
+        with RunDir.create(tmp_path / str(every), SMALL, corpus, Command(log_every=every, save_every=9)) as run:
+            train(SMALL, corpus, run)
+        metrics.append([(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(run.path)])
+        assert len(metrics[-1]) == 40
+    assert metrics[0] == metrics[1] == metrics[2]
+
+
+def test_a_run_that_is_looked_at_late_diverges_at_the_same_step(corpus: Corpus, tmp_path: Path) -> None:
+    config, messages = replace(SMALL, scheme="sp", lr=1e39), []
+    for every in (1, 30):
+        run = RunDir.create(tmp_path / str(every), config, corpus, Command(log_every=every))
+        with run, pytest.raises(Diverged) as error:
+            train(config, corpus, run)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_the_constants_of_adam_are_options(corpus: Corpus) -> None:
+    trainer = Trainer(replace(SMALL, beta1=0.5, beta2=0.75, adam_eps=1e-3), corpus)
+    assert isinstance(trainer.optimizer, AdamW)
+    assert (trainer.optimizer.betas, trainer.optimizer.eps) == ((0.5, 0.75), 1e-3)
+
+
+def test_plain_kernels_are_the_ops(corpus: Corpus) -> None:
+    trainer = Trainer(replace(SMALL, kernels="plain"), corpus)
+    assert trainer.kernels == {}
+    assert isinstance(trainer.optimizer, AdamW)
+    assert trainer.optimizer.rule is adamw
+
+
+# ---- validation ----
+def test_a_text_that_is_held_out_is_validated_whole(corpus: Corpus) -> None:
+    trainer = Trainer(replace(SMALL, valid=("there.txt",)), corpus)
+    pairs = [(corpus.valid[i : i + 16][None], corpus.valid[i + 1 : i + 17][None]) for i in range(0, 1199, 16)]
+    pairs = [(x[:, : y.shape[1]].astype(int), y.astype(int)) for x, y in pairs if y.size]
+    losses = [float(loss(trainer.params, x, y, trainer.plan).data) for x, y in pairs]
+    expected = np.average(losses, weights=[y.size for _, y in pairs])
+    assert sum(y.size for _, y in pairs) == len(corpus.valid) - 1
+    assert trainer.validate() == pytest.approx(expected, rel=1e-6)  # of float32
+
+
+def test_validations_along_the_run_are_in_its_metrics(corpus: Corpus, tmp_path: Path) -> None:
+    with RunDir.create(tmp_path, SMALL, corpus, Command(eval_every=16, log_every=10)) as run:
+        _, result = train(SMALL, corpus, run)
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records if "loss_valid" in r] == [15, 31]
+    assert records[15]["loss_valid"] > records[31]["loss_valid"] > result["loss_valid"]
+    assert result["bits_per_byte"] == pytest.approx(result["loss_valid"] / log(2))  # a token is a byte
 
 
 def test_sgd_divides_by_the_scale_of_the_loss(corpus: Corpus) -> None:

@@ -24,13 +24,15 @@ import numpy as np
 
 from microumup import cli, fused
 from microumup.backend import Array
-from microumup.config import TrainConfig, check_least
-from microumup.data import BYTES, ByteTokenizer, Corpus, batch
+from microumup.config import TrainConfig
+from microumup.corpora import BYTES, ByteTokenizer
+from microumup.data import Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
 from microumup.lab import ledger
 from microumup.lab.tables import text_table
 from microumup.lab.twins import TWINS, Twin, load_peer
 from microumup.lab.workers import bar, run_all
+from microumup.limits import check_least
 from microumup.model import init_params
 from microumup.trainer import Trainer
 

@@ -35,9 +35,10 @@ import numpy as np
 
 from microumup.backend import Array
 from microumup.cli import Parser, bad_input, few, json_line, say, shared
-from microumup.config import ModelConfig, check_least, option_name
+from microumup.config import ModelConfig
 from microumup.cpu import Arrays
 from microumup.engine import Tensor, backpropagate
+from microumup.limits import check_least, option_name
 from microumup.model import init_params, loss
 from microumup.optim import AdamW, Factors
 from microumup.parametrization import SCHEMES

@@ -45,13 +45,14 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.config import ModelConfig, check_least
+from microumup.config import ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
 from microumup.lab.scales import Op, loss_with_logits, named_ops
 from microumup.lab.statistics import mean_interval
 from microumup.lab.workers import run_all
+from microumup.limits import check_least
 from microumup.model import init_params
 from microumup.optim import AdamW
 from microumup.parametrization import SCHEMES

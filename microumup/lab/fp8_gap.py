@@ -7,7 +7,6 @@ differ is in the last column: at initialization µP's gradients dy are so small 
 from pathlib import Path
 
 from microumup import cli
-from microumup.config import check_least
 from microumup.lab.figures.figure import data_of
 from microumup.lab.figures.fp8 import FIG1_RIGHT, MUP_FAILS, PLAIN, UMUP_TRAINS_LONG, pairs, show_gap
 from microumup.lab.figures.rows import Row, loss_of
@@ -15,6 +14,7 @@ from microumup.lab.figures.settings import LAPTOP
 from microumup.lab.figures.store import collect, wanted
 from microumup.lab.sweep import load_results
 from microumup.lab.tables import text_table
+from microumup.limits import check_least
 
 ALLOWED, RUINED = UMUP_TRAINS_LONG.high, MUP_FAILS.low
 STORE = Path("runs") / "figures"  # that of the command figures: what one has run the other need not

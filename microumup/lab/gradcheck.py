@@ -28,9 +28,10 @@ import numpy as np
 from microumup import fused, ops
 from microumup.backend import Array
 from microumup.cli import Parser, bad_input, json_line, say, shared
-from microumup.config import ModelConfig, check_least
+from microumup.config import ModelConfig
 from microumup.engine import Backward, Forward, Tensor, backpropagate, primitive
 from microumup.lab.workers import bar
+from microumup.limits import check_least
 from microumup.model import init_params, loss
 from microumup.ops import ResidualScale, Scale
 from microumup.parametrization import SCHEMES

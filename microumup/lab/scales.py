@@ -16,13 +16,14 @@ import numpy as np
 
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device
-from microumup.config import PRESETS, ModelConfig, TrainConfig, option_name
+from microumup.config import PRESETS, ModelConfig, TrainConfig
 from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
 from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
+from microumup.limits import option_name
 from microumup.model import Params, forward, init_params
 from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
@@ -157,8 +158,8 @@ def _look(args: argparse.Namespace) -> tuple[str, dict[int, Ranges], dict[str, f
     if logged := read_scales(run_dir):
         return title, logged, {}
     config, params, step = load_model(run_dir)
-    text, T = [Path(path) for path in config.text], config.seq_len
-    corpus = load_corpus(config.corpus, text=text, vocab_size=config.vocab_size, seq_len=T)
+    c, T = config, config.seq_len
+    corpus = load_corpus(c.corpus, text=c.text, valid=c.valid, vocab_size=c.vocab_size, seq_len=T)
     # the batch that it would train on next
     tokens, targets = batch(corpus.train, seq_len=T, batch_size=config.batch_size, seed=config.seed, step=step)
     out = kept_loss(params, tokens, targets, config, choose_device(args.device))

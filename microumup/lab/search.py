@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup import cli
-from microumup.config import TrainConfig, option_name
+from microumup.config import TrainConfig
 from microumup.lab.tables import text_table
+from microumup.limits import option_name
 from microumup.parametrization import ALIASES
 
 Axis = tuple[str, list[Any]]  # an option and its values

@@ -20,18 +20,19 @@ import numpy as np
 
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
-from microumup.config import PRESETS, TrainConfig, check_least, option_name
-from microumup.corpora import Source, read_text, source
-from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.config import PRESETS, TrainConfig
+from microumup.corpora import ByteTokenizer, Source, read_text, source
+from microumup.data import Corpus, load_corpus
 from microumup.diverged import Diverged, check_finite
 from microumup.lab import search
+from microumup.lab.optima import ending
 from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
 from microumup.lab.workers import bar, connect, new_seats, work_off
-from microumup.limits import check_memory
+from microumup.limits import check_least, check_memory, option_name
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
-from microumup.run_config import RETIRED
+from microumup.run_config import NEWER, RETIRED
 from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
@@ -65,8 +66,11 @@ def run_id(job: Job) -> str:
 
     What is in a text counts, not where it lies. Raises ValueError for one that cannot be read.
     """
-    # with the options that are no more: a run made before they went keeps its name
-    config = plain(job.config) | RETIRED | {"text": [source.sha256 for source in sources(job.config.text)]}
+    # with the options that are no more, and without newer ones that say nothing: a run made before keeps its name
+    c = job.config
+    silent = {name for name in NEWER if getattr(c, name) == getattr(TrainConfig, name)}
+    texts = {name: [source.sha256 for source in sources(getattr(c, name))] for name in ("text", "valid")}
+    config = {name: value for name, value in (plain(c) | RETIRED | texts).items() if name not in silent}
     content = {"config": config, "ranges_every": job.ranges_every}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -85,12 +89,15 @@ def _source(path: str, changed: tuple[int, int] | None) -> Source:
 
 def corpus_of(config: TrainConfig) -> Corpus:
     """The corpus of a run, read once in each process unless it changes."""
-    return _corpus(config.corpus, config.text, config.vocab_size, config.seq_len, sources(config.text))
+    c, texts = config, config.text + config.valid
+    return _corpus(c.corpus, c.text, c.valid, c.vocab_size, c.seq_len, sources(texts))
 
 
 @lru_cache(maxsize=4)
-def _corpus(name: str, text: tuple[str, ...], vocab_size: int, seq_len: int, _: tuple[Source, ...]) -> Corpus:
-    return load_corpus(name, text=[Path(path) for path in text], vocab_size=vocab_size, seq_len=seq_len)
+def _corpus(
+    name: str, text: tuple[str, ...], valid: tuple[str, ...], vocab_size: int, seq_len: int, _: tuple[Source, ...]
+) -> Corpus:
+    return load_corpus(name, text=text, valid=valid, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def run(job: Job, device: str = "cpu") -> Record:
@@ -183,7 +190,7 @@ def task(id: str, job: Job, device: str) -> Record:
     """The record of the run `id`. Raises ValueError when a text of its is another by now."""
     record = run(job, device)
     if record["id"] != id:
-        raise ValueError("--text: changed while the sweep was on")
+        raise ValueError("--text or --valid: changed while the sweep was on")
     return record
 
 
@@ -347,11 +354,16 @@ def main(argv: list[str] | None = None) -> int:
     if stages:
         say(f"{search.account(stages)}\n")
     say(f"every run: {args.out / 'table.csv'}")
+    gridded = [kept[id] for id in unique if id in kept] if "lr" in names and args.random == inf else []
+    lines, models = ending(gridded, names, args.out)
+    for line in lines:
+        say(line)
     for id, error in crashed.items():
         parser.complain(f"run {id} crashed: {error}")
     cli.json_line(args, {
         "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
-        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
+        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "optima": models,
+        "crashed": crashed,
     })  # fmt: skip
     return 1 if crashed else 0
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from microumup import cli
-from microumup.config import ModelConfig, TrainConfig, check_least
+from microumup.config import ModelConfig, TrainConfig
 from microumup.lab import gradcheck
 from microumup.lab.coordcheck import coordcheck
 from microumup.lab.expected import expected_rms
@@ -29,6 +29,7 @@ from microumup.lab.mistakes import ZOO, Mistake, planted
 from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.lab.sweep import Job, run
 from microumup.lab.workers import run_all
+from microumup.limits import check_least
 
 
 # ---- The checks: each finds something to say about a mistake, or nothing ----

@@ -253,6 +253,7 @@ def test_peak_growth_is_what_the_model_takes() -> None:
     ("argv", "complaint"),
     [
         (["--rounds", "0"], "--rounds: 0 is too small; the least is 1"),
+        (["--rounds", "999999999999999999"], "--rounds: 999999999999999999 is too large; the most is 1000000000"),
         (["--threads", "0"], "--threads: 0 is too small; the least is 1"),
         (["--threads", "17"], "--threads: 17 is more than --batch-size 16"),
         (["--config", "E"], "--config: invalid choice: 'E'"),

@@ -29,21 +29,15 @@ from microumup.lab.sweep import (
 )
 from microumup.lab.tables import read_table, write_table
 from microumup.parametrization import Scheme
+from microumup.run_config import NEWER
 from microumup.trainer import train
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("text") / "people.txt"
-    path.write_text("the people of the united states. " * 100)
-    return str(path)
-
-
 @pytest.fixture
-def jobs(text: str) -> list[Job]:
-    return [Job(TrainConfig(**TINY, text=(text,), lr=lr)) for lr in (0.5, 1.0, 2.0)]
+def jobs(people: str) -> list[Job]:
+    return [Job(TrainConfig(**TINY, text=(people,), lr=lr)) for lr in (0.5, 1.0, 2.0)]
 
 
 @pytest.fixture
@@ -77,7 +71,7 @@ def test_a_record_is_what_train_says(jobs: list[Job]) -> None:
     assert record["id"] == run_id(jobs[1])
     assert (record["loss"], record["loss_valid"]) == (result["loss_final"], result["loss_valid"])
     assert (record["diverged"], record["diverged_at"]) == (False, None)
-    assert record["config"] == asdict(config) | {"text": list(config.text)}
+    assert record["config"] == asdict(config) | {"text": list(config.text), "valid": []}
     assert record["version"] == __version__
     assert record["seconds"] > 0
     assert record["tokens_per_second"] > 0
@@ -92,8 +86,8 @@ def test_ranges_are_kept_when_asked_for(jobs: list[Job]) -> None:
     assert set(ranges["0"]["head.dy"]) == {"format", "size", "rms", "absmax", "underflow", "saturated"}
 
 
-def test_a_run_that_diverges_is_a_result(text: str, tmp_path: Path) -> None:
-    job = Job(TrainConfig(**TINY, text=(text,), scheme="sp", lr=1e30), ranges_every=1)
+def test_a_run_that_diverges_is_a_result(people: str, tmp_path: Path) -> None:
+    job = Job(TrainConfig(**TINY, text=(people,), scheme="sp", lr=1e30), ranges_every=1)
     [record] = sweep([job], tmp_path, workers=0)
     assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
     assert record["diverged_at"] >= 1
@@ -135,9 +129,15 @@ def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkey
 
 def test_a_run_made_before_an_option_was_retired_keeps_its_id() -> None:
     job = Job(TrainConfig(**TINY))
-    content = {"config": plain(job.config) | {"tied_embeddings": False}, "ranges_every": 0}
+    config = {name: value for name, value in plain(job.config).items() if name not in NEWER}
+    content = {"config": config | {"tied_embeddings": False}, "ranges_every": 0}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     assert run_id(job) == sha256(canonical.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("option", [{"clip": 1.0}, {"beta2": 0.99}, {"kernels": "plain"}, {"micro_batch": 2}])
+def test_a_newer_option_that_says_something_is_part_of_the_id(option: dict[str, Any]) -> None:
+    assert run_id(Job(TrainConfig(**TINY, **option))) != run_id(Job(TrainConfig(**TINY)))
 
 
 def test_an_id_depends_on_what_is_in_a_text_not_on_where_it_lies(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_text_that_changes_while_a_sweep_is_on_is_found(
         return run(job, device)
 
     monkeypatch.setattr(module, "run", changed)
-    with pytest.raises(Crashed, match="--text: changed while the sweep was on"):
+    with pytest.raises(Crashed, match="--text or --valid: changed while the sweep was on"):
         sweep([job], tmp_path / "out", workers=0, retries=0)
     assert load_results(tmp_path / "out") == {}
 
@@ -257,11 +257,11 @@ def as_kind(kind: type[TrainConfig], job: Job) -> Job:
     return Job(kind(**asdict(job.config)))
 
 
-def test_a_killed_process_costs_no_result(text: str, jobs: list[Job], tmp_path: Path) -> None:
+def test_a_killed_process_costs_no_result(people: str, jobs: list[Job], tmp_path: Path) -> None:
     mortal = [as_kind(DiesOnce, jobs[0]), jobs[1], as_kind(DiesOnce, jobs[2])]
     records = sweep(mortal, tmp_path, workers=2, retries=1)
-    assert (Path(text).parent / "tried-0.5").exists()
-    assert (Path(text).parent / "tried-2.0").exists()
+    assert (Path(people).parent / "tried-0.5").exists()
+    assert (Path(people).parent / "tried-2.0").exists()
     assert [r["config"]["lr"] for r in records] == [0.5, 1.0, 2.0]
     assert sorted(r["id"] for r in read_table(tmp_path / "table.csv")) == sorted(run_id(job) for job in jobs)
 
@@ -366,8 +366,8 @@ def test_flops_are_six_a_weight_and_token_and_attention(jobs: list[Job]) -> None
     assert flops(jobs[0].config) == 6 * matmuls * 16 + 3 * 2 * 2 * (2 * 8 * 8 * 16)  # two products, each 2 T T D flops
 
 
-def test_an_estimate_is_of_the_right_size(text: str) -> None:
-    job = Job(TrainConfig(**TINY | {"steps": 400}, text=(text,)))
+def test_an_estimate_is_of_the_right_size(people: str) -> None:
+    job = Job(TrainConfig(**TINY | {"steps": 400}, text=(people,)))
     estimates = [estimate_seconds(Job(replace(job.config, steps=steps))) for steps in (400, 800)]
     assert estimates[0] < estimates[1] < 2 * estimates[0]
     assert 0.1 < run(job)["seconds"] / estimates[0] < 10  # a busy machine may be several times slower at one of them

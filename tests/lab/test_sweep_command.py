@@ -22,16 +22,9 @@ TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("text") / "people.txt"
-    path.write_text("the people of the united states. " * 100)
-    return str(path)
-
-
 @pytest.fixture
-def argv(text: str, tmp_path: Path) -> list[str]:
-    return ["--grid", "lr=0.5:2:2", "--seeds", "2", *OPTIONS, "--text", text, "--out", str(tmp_path / "out")]
+def argv(people: str, tmp_path: Path) -> list[str]:
+    return ["--grid", "lr=0.5:2:2", "--seeds", "2", *OPTIONS, "--text", people, "--out", str(tmp_path / "out")]
 
 
 @pytest.fixture
@@ -51,7 +44,9 @@ def test_the_command_says_what_is_best(argv: list[str], tmp_path: Path, capsys: 
     assert found["points"][0]["loss"] == pytest.approx(min(means.values()))
     assert found["crashed"] == {}
     assert text[0] == "3 points, best first:"
-    assert text[-1] == f"every run: {tmp_path / 'out' / 'table.csv'}"
+    assert f"every run: {tmp_path / 'out' / 'table.csv'}" in text
+    assert [model["seeds"] for model in found["optima"]] == [2]
+    assert text[-1] == f"go on with: microumup transfer {tmp_path / 'out'} --width 32"
 
 
 @pytest.mark.usefixtures("here")
@@ -175,10 +170,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_sweep_goes_on_and_leaves_no_process_behind(stop: signal.Signals, text: str, tmp_path: Path) -> None:
+def test_a_stopped_sweep_goes_on_and_leaves_no_process_behind(
+    stop: signal.Signals, people: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     argv = [sys.executable, "-m", "microumup", "sweep", "--grid", "lr=2^-2:2^1:2^0.5", *OPTIONS, "--steps", "400"]
-    argv += ["--text", text, "--out", str(out), "--workers", "2"]
+    argv += ["--text", people, "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(out.glob("results/*.json"))) >= 2)
     process.send_signal(stop)
