@@ -7,7 +7,7 @@ from typing import Any
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
 from microumup.lab.figures.look import LR, NATS, SWEEPS, captioned, panels, sweeps, zoom
-from microumup.lab.figures.rows import Data, Rows, drift, gap, moves_more, values, where
+from microumup.lab.figures.rows import Data, Rows, flat_drift, gap, moves_more, values, where
 from microumup.lab.figures.settings import MUP_SMALL, NAMES, SP, UMUP, Run, Setting
 from microumup.lab.figures.width import LOWER_LOSS
 
@@ -39,7 +39,7 @@ def claims(data: Data) -> Iterator[Claim]:
     for axis, words in AXES.items():
         sizes = values(where(data.runs, axis=axis), axis)
         for line in LINES:
-            moved = drift(at(axis, line, sizes[0]), at(axis, line, sizes[-1]))
+            moved = flat_drift(at(axis, line, sizes[0]), at(axis, line, sizes[-1]))
             criterion = REPORT if axis == "layers" else DRIFTS_LITTLE
             text = f"{NAMES[line]}: the best learning rate moves from {sizes[0]} to {sizes[-1]} {words} by"
             yield claim(text, moved, criterion, "octaves")

@@ -1,6 +1,7 @@
 """Numbers from the rows of a figure's CSV: losses, optima, and the mean of anything over seeds."""
 
 from collections.abc import Callable
+from functools import partial
 from math import inf, log, log2, nan
 from typing import Any, NamedTuple
 
@@ -61,19 +62,28 @@ def over_seeds(measure: Callable[..., float], *groups: Rows) -> Estimate:
 
 def place(rows: Rows, x: str = "lr") -> float:
     """The log2 of the column `x` where the loss is lowest; NaN when that may be beyond the grid."""
+    best = optimum(curve(rows, x))
+    return best.x if best.inside else nan
+
+
+def flat_place(rows: Rows, x: str = "lr") -> float:
+    """The same by a wider parabola, which chance moves less."""
     return flat_minimum(curve(rows, x)) if optimum(curve(rows, x)).inside else nan
 
 
-def drift(narrow: Rows, wide: Rows, *, x: str = "lr") -> Estimate:
-    """Distance by which the optimum moves, in octaves."""
+def drift(narrow: Rows, wide: Rows, *, x: str = "lr", place: Callable[[Rows, str], float] = place) -> Estimate:
+    """Distance by which the optimum moves, in octaves. `place` says where it is."""
     return over_seeds(lambda one, other: place(other, x) - place(one, x), narrow, wide)
+
+
+flat_drift = partial(drift, place=flat_place)
 
 
 def moves_more(one: tuple[Rows, Rows], other: tuple[Rows, Rows]) -> Estimate:
     """Octaves by which `one`'s optimum moves further than `other`'s, whatever the direction; each from and to rows."""
 
     def more(a: Rows, b: Rows, c: Rows, d: Rows) -> float:
-        return abs(place(b) - place(a)) - abs(place(d) - place(c))
+        return abs(flat_place(b) - flat_place(a)) - abs(flat_place(d) - flat_place(c))
 
     return over_seeds(more, *one, *other)
 

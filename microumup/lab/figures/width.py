@@ -8,7 +8,7 @@ from typing import Any
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.judging import REPORT, Claim, Criterion, claim
 from microumup.lab.figures.look import LR, NATS, SWEEPS, captioned, panels, sweeps, zoom
-from microumup.lab.figures.rows import Data, Rows, curve, drift, gap, over_seeds, regret, values, where
+from microumup.lab.figures.rows import Data, Rows, curve, flat_drift, gap, over_seeds, regret, values, where
 from microumup.lab.figures.settings import FIXED_EMB, MUP, MUP_SMALL, NAMES, SP, UMUP, Run, Setting
 from microumup.lab.statistics import basin_width
 
@@ -77,7 +77,7 @@ def fig1_left_claims(data: Data) -> Iterator[Claim]:
     for line, name in lines.items():
         criterion, paper = (SP_DRIFTS, "drifts") if line == SP else (STAYS, "stays")
         text = f"{name}: the best learning rate moves from width {narrow} to {wide} by"
-        yield claim(text, drift(*at(runs, line, narrow, wide)), criterion, "octaves", paper)
+        yield claim(text, flat_drift(*at(runs, line, narrow, wide)), criterion, "octaves", paper)
     for line, name in lines.items():
         criterion = {SP: LARGE_REGRET, UMUP: SMALL_REGRET}.get(line, REPORT)
         text = f"{name}: what the learning rate best at width {narrow} costs at width {wide}"
@@ -107,7 +107,7 @@ def fig5_claims(data: Data) -> Iterator[Claim]:
         yield claim(text, higher, WORSE_WITHOUT, paper="higher at large width")
     for line, criterion in ((UMUP, STAYS), (FIXED_EMB, REPORT)):
         text = f"{NAMES[line]}: the best learning rate moves from width {widths[0]} to {widths[-1]} by"
-        yield claim(text, drift(*at(runs, line, widths[0], widths[-1])), criterion, "octaves", "stays")
+        yield claim(text, flat_drift(*at(runs, line, widths[0], widths[-1])), criterion, "octaves", "stays")
 
 
 EMB_SHRINKS, EMB_STAYS = Criterion(high=-1.0), Criterion(-0.5, 0.5)
@@ -126,7 +126,7 @@ def embedding_claims(data: Data, criteria: dict[str, tuple[Criterion, str]]) -> 
     for line, (criterion, paper) in criteria.items():
         ends, name = at(data.runs, line, narrow, wide), NAMES[line]
         text = f"{name}: the best η̂_emb moves from width {narrow} to {wide} by"
-        yield claim(text, drift(*ends, x="eta_emb"), criterion, "octaves", paper)
+        yield claim(text, flat_drift(*ends, x="eta_emb"), criterion, "octaves", paper)
         cost = regret(*ends, x="eta_emb")
         yield claim(f"{name}: what the η̂_emb best at width {narrow} costs at width {wide}", cost)
 
