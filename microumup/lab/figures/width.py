@@ -12,7 +12,7 @@ from microumup.lab.figures.rows import Data, Rows, curve, flat_drift, gap, over_
 from microumup.lab.figures.settings import FIXED_EMB, MUP, MUP_SMALL, NAMES, SP, UMUP, Run, Setting
 from microumup.lab.statistics import basin_width
 
-XLABELS = {"lr": LR, "eta_emb": r"factor of the embedding's learning rate, $\hat\eta_\mathrm{emb}$"}
+XLABELS = {"lr": LR, "eta_emb": r"factor of the embedding's $\eta$, $\hat\eta_\mathrm{emb}$"}
 
 
 def at(rows: Rows, line: str, *widths: int) -> list[Rows]:
