@@ -136,33 +136,10 @@ def load_corpus(
     text that is missing, unreadable, empty, binary or without a window of seq_len + 1 tokens in each split; for an
     unknown name, a damaged cache, a vocabulary too large for the text, a missing extra.
     """
-    token_files.check_vocabulary(vocab_size)
-    option = f"--corpus {name}"
-    if not text and name == token_files.PREPARED:
-        tokens = token_files.prepared(vocab_size)
-        sources = tokens.sources
-        if valid:
-            held_out, more = corpora.read_texts("--valid", valid)
-            tokens = tokens._replace(valid=token_files.encode(held_out, tokens.tokenizer))
-            sources = (*sources, *more)
-    else:
-        if text:
-            option, name = "--text " + " ".join(map(str, text)), "+".join(Path(path).name for path in text)
-            whole, sources = corpora.read_texts("--text", text)
-        elif name == "sotu":
-            whole = corpora.read_sotu()
-            sources = (corpora.Source(name, len(whole), corpora.SOTU_SHA256),)
-        else:
-            raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
-        train, held_out = corpora.split(whole)
-        if valid:
-            held_out, more = corpora.read_texts("--valid", valid)
-            train, sources = whole, (*sources, *more)
-        if vocab_size == BYTES:
-            tokens = token_files.Tokens(token_files.encode(train), token_files.encode(held_out))
-        else:
-            tokens = token_files.tokenize(train, held_out, vocab_size)
-    corpus = Corpus(name, tokens.train, tokens.valid, tokens.tokenizer or ByteTokenizer(), sources)
+    option = "--text " + " ".join(map(str, text)) if text else f"--corpus {name}"
+    tokens = token_files.load(name, text, valid, vocab_size)
+    name = "+".join(Path(path).name for path in text) or name
+    corpus = Corpus(name, tokens.train, tokens.valid, tokens.tokenizer or ByteTokenizer(), tokens.sources)
     for which, split in ((option, corpus.train), ("--valid" if valid else option, corpus.valid)):
         if len(split) <= seq_len:
             part = "" if valid else "the validation split (5 %) of "

@@ -13,7 +13,7 @@ folder, and the next goes on in it: each split grows by a group of pieces at a t
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -53,6 +53,30 @@ def check_vocabulary(vocab_size: int) -> None:
     """Raise ValueError for a vocabulary that token files cannot hold."""
     if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
         raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
+
+
+def load(name: str, text: Sequence[Path | str], valid: Sequence[Path | str], vocab_size: int) -> Tokens:
+    """The tokens that `data.load_corpus` makes a corpus of, with the texts that they follow from.
+
+    Raises ValueError as that does, but for splits that are too short.
+    """
+    check_vocabulary(vocab_size)
+    held_out, more = corpora.read_texts("--valid", valid)
+    if not text and name == PREPARED:
+        tokens = prepared(vocab_size)
+        if valid:
+            tokens = tokens._replace(valid=encode(held_out, tokens.tokenizer))
+        return tokens._replace(sources=(*tokens.sources, *more))
+    if text:
+        whole, sources = corpora.read_texts("--text", text)
+    elif name == "sotu":
+        whole = corpora.read_sotu()
+        sources = (Source(name, len(whole), corpora.SOTU_SHA256),)
+    else:
+        raise ValueError(f"--corpus {name}: unknown; use sotu, {PREPARED}, or --text FILE")
+    train, held_out = (whole, held_out) if valid else corpora.split(whole)
+    tokens = Tokens(encode(train), encode(held_out)) if vocab_size == BYTES else tokenize(train, held_out, vocab_size)
+    return tokens._replace(sources=(*sources, *more))
 
 
 # ---- Where they lie ----
