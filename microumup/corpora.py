@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,7 @@ from microumup import checkpoint
 from microumup.backend import Array, install_hint
 from microumup.cpu import available_memory
 
+BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
 SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
 SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
 
@@ -32,6 +33,34 @@ class Source(NamedTuple):
 def source(name: object, content: bytes) -> Source:
     """The Source of a text."""
     return Source(str(name), len(content), hashlib.sha256(content).hexdigest())
+
+
+class Tokenizer(Protocol):
+    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
+    the checksum `sha256`, None if it leaves nothing."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def sha256(self) -> str | None: ...
+    def encode(self, text: str) -> Array: ...
+    def decode(self, ids: ArrayLike) -> str: ...
+    def save(self, directory: Path) -> None: ...
+
+
+class ByteTokenizer:
+    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
+
+    vocab_size, sha256 = BYTES, None
+
+    def encode(self, text: str) -> Array:
+        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
+
+    def decode(self, ids: ArrayLike) -> str:
+        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
+
+    def save(self, directory: Path) -> None:
+        """Bytes need no file: that there is none says bytes."""
 
 
 class BpeTokenizer:

@@ -9,16 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from microumup import corpora, token_files
+from microumup import token_files
 from microumup.backend import Array
-
-BYTES = token_files.BYTES  # the vocabulary of raw bytes; a larger one is a BPE
-
+from microumup.corpora import BYTES, Source, Tokenizer
 
 # ---- Batches ----
 
@@ -71,37 +67,6 @@ def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -
         raise ValueError(f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give more text")
 
 
-# ---- Tokenizers ----
-
-
-class Tokenizer(Protocol):
-    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
-    the checksum `sha256`, None if it leaves nothing."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def sha256(self) -> str | None: ...
-    def encode(self, text: str) -> Array: ...
-    def decode(self, ids: ArrayLike) -> str: ...
-    def save(self, directory: Path) -> None: ...
-
-
-class ByteTokenizer:
-    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
-
-    vocab_size, sha256 = BYTES, None
-
-    def encode(self, text: str) -> Array:
-        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
-
-    def decode(self, ids: ArrayLike) -> str:
-        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
-
-    def save(self, directory: Path) -> None:
-        """Bytes need no file: that there is none says bytes."""
-
-
 # ---- Corpora ----
 
 
@@ -113,7 +78,7 @@ class Corpus:
     train: Array  # (tokens,), uint8 or uint16
     valid: Array
     tokenizer: Tokenizer
-    sources: tuple[corpora.Source, ...] = ()  # the texts that all of it follows from
+    sources: tuple[Source, ...] = ()  # the texts that all of it follows from
 
     @cached_property
     def bytes_per_token(self) -> float:
@@ -136,10 +101,8 @@ def load_corpus(
     text that is missing, unreadable, empty, binary or without a window of seq_len + 1 tokens in each split; for an
     unknown name, a damaged cache, a vocabulary too large for the text, a missing extra.
     """
-    option = "--text " + " ".join(map(str, text)) if text else f"--corpus {name}"
-    tokens = token_files.load(name, text, valid, vocab_size)
-    name = "+".join(Path(path).name for path in text) or name
-    corpus = Corpus(name, tokens.train, tokens.valid, tokens.tokenizer or ByteTokenizer(), tokens.sources)
+    option, name, tokens = token_files.load(name, text, valid, vocab_size)
+    corpus = Corpus(name, *tokens)
     for which, split in ((option, corpus.train), ("--valid" if valid else option, corpus.valid)):
         if len(split) <= seq_len:
             part = "" if valid else "the validation split (5 %) of "

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from microumup import checkpoint, cli, corpora, token_files
-from microumup.corpora import Source, extra
+from microumup.corpora import BYTES, Source, extra
 from microumup.data import Corpus, load_corpus
-from microumup.token_files import BYTES, NO_BAR, PREPARED, PREPARED_VOCABULARY, Bar, writing
+from microumup.token_files import NO_BAR, PREPARED, PREPARED_VOCABULARY, Bar, writing
 
 REPOSITORY = {  # of the Hugging Face hub, where a revision never changes
     "repo_id": "Salesforce/wikitext", "repo_type": "dataset", "revision": "b08601e04326c79dfdd32d625aee71d232d685c3",

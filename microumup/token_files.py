@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 from microumup import __version__, checkpoint, corpora
 from microumup.backend import Array
-from microumup.corpora import BpeTokenizer, Source
+from microumup.corpora import BYTES, BpeTokenizer, ByteTokenizer, Source, Tokenizer
 
-BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
 LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
 GROUP = 64  # pieces of text that are in memory at a time: 4 MiB, and some 60 MiB as the library's records
 PREPARED = "wikitext-103"  # the corpus that is only used from token files, and the preset's vocabulary of it
@@ -41,42 +40,47 @@ NO_BAR: Bar = partial(tqdm, disable=True)
 
 
 class Tokens(NamedTuple):
-    """What a folder of token files holds. The tokenizer is None for bytes."""
+    """Both splits of a text, and what made them."""
 
     train: Array  # (tokens,), uint8 or uint16, mapped from the file
     valid: Array
-    tokenizer: BpeTokenizer | None = None
+    tokenizer: Tokenizer = ByteTokenizer()
     sources: tuple[Source, ...] = ()  # what they were made of, and the token files themselves
+
+
+def load(
+    name: str, text: Sequence[Path | str], valid: Sequence[Path | str], vocab_size: int
+) -> tuple[str, str, Tokens]:
+    """The option that names the text, the name of the corpus, and its Tokens, as `data.load_corpus` says."""
+    check_vocabulary(vocab_size)
+    option = f"--corpus {name}"
+    if not text and name == PREPARED:
+        tokens = prepared(vocab_size)
+        if valid:
+            held_out, more = corpora.read_texts("--valid", valid)
+            bpe = tokens.tokenizer if isinstance(tokens.tokenizer, BpeTokenizer) else None
+            tokens = tokens._replace(valid=encode(held_out, bpe), sources=(*tokens.sources, *more))
+        return option, name, tokens
+    if text:
+        option, name = "--text " + " ".join(map(str, text)), "+".join(Path(path).name for path in text)
+        whole, sources = corpora.read_texts("--text", text)
+    elif name == "sotu":
+        whole = corpora.read_sotu()
+        sources = (Source(name, len(whole), corpora.SOTU_SHA256),)
+    else:
+        raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
+    train, held_out = corpora.split(whole)
+    if valid:
+        held_out, more = corpora.read_texts("--valid", valid)
+        train, sources = whole, (*sources, *more)
+    tokens = Tokens(encode(train), encode(held_out)) if vocab_size == BYTES else tokenize(train, held_out, vocab_size)
+    return option, name, tokens._replace(sources=sources)
 
 
 def check_vocabulary(vocab_size: int) -> None:
     """Raise ValueError for a vocabulary that token files cannot hold."""
     if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
         raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
-
-
-def load(name: str, text: Sequence[Path | str], valid: Sequence[Path | str], vocab_size: int) -> Tokens:
-    """The tokens that `data.load_corpus` makes a corpus of, with the texts that they follow from.
-
-    Raises ValueError as that does, but for splits that are too short.
-    """
-    check_vocabulary(vocab_size)
-    held_out, more = corpora.read_texts("--valid", valid)
-    if not text and name == PREPARED:
-        tokens = prepared(vocab_size)
-        if valid:
-            tokens = tokens._replace(valid=encode(held_out, tokens.tokenizer))
-        return tokens._replace(sources=(*tokens.sources, *more))
-    if text:
-        whole, sources = corpora.read_texts("--text", text)
-    elif name == "sotu":
-        whole = corpora.read_sotu()
-        sources = (Source(name, len(whole), corpora.SOTU_SHA256),)
-    else:
-        raise ValueError(f"--corpus {name}: unknown; use sotu, {PREPARED}, or --text FILE")
-    train, held_out = (whole, held_out) if valid else corpora.split(whole)
-    tokens = Tokens(encode(train), encode(held_out)) if vocab_size == BYTES else tokenize(train, held_out, vocab_size)
-    return tokens._replace(sources=(*sources, *more))
 
 
 # ---- Where they lie ----
@@ -146,11 +150,11 @@ def read(folder: Path, mend: str) -> Tokens:
             if not S_ISREG(found.st_mode) or found.st_size != size or file_sha256(folder / name) != sha256:
                 raise ValueError(f"{name} is another")
         train, valid = (_map(folder / f"{split}.bin", dtype) for split in ("train", "valid"))
-        bpe = corpora.load_bpe(folder / "tokenizer.json") if dtype == np.uint16 else None
+        tokenizer = corpora.load_bpe(folder / "tokenizer.json") if dtype == np.uint16 else ByteTokenizer()
         made = [
             Source(f"{folder.parent.name}/{folder.name}/{name}", *known) for name, known in manifest["files"].items()
         ]
-        return Tokens(train, valid, bpe, (*(Source(**known) for known in manifest["sources"]), *made))
+        return Tokens(train, valid, tokenizer, (*(Source(**known) for known in manifest["sources"]), *made))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(f"{folder} is damaged ({checkpoint.one_line(error)}); {mend}") from None
 

@@ -12,7 +12,8 @@ from test_corpora import SENTENCES
 from microumup import corpora, train
 from microumup.checkpoint import read_record, sealed, write_json
 from microumup.config import TrainConfig
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 from microumup.run_config import ADDED, NEWER, Command, load_config, read_config, without_retired
 from microumup.run_dir import RunDir, load_tokenizer, read_metrics
 
