@@ -1,4 +1,4 @@
-"""CUDA kernels run by the processor: `RawKernel` stands in for CuPy's, of which it takes what `microumup.cuda` asks for.
+"""CUDA kernels run by the processor: `RawKernel` stands in for CuPy's, as far as `microumup.cuda` needs it.
 
 The source is compiled by g++ behind a page of definitions. The threads of a block are fibers that take turns and change
 over at each __syncthreads(), first to last, so that a missing barrier shows as a wrong result, and a barrier that only
@@ -6,7 +6,8 @@ some threads reach as an error. Arithmetic is that of the device as CuPy compile
 float32 are zeros (FLUSH). expf, logf and tanhf are the C library's.
 
 It is strict where a device would compute nonsense: arrays have to be the double's, contiguous and of the type that the
-source says, numbers of NumPy's type for it. Each array lies between margins of NaN that may not be written to.
+source says, numbers of NumPy's type for it. Each array lies between margins of NaN, with bits of its own, so that not
+even a NaN from elsewhere may be written there. A test that needs a kernel is skipped where there is no g++.
 """
 
 import ctypes
@@ -15,10 +16,11 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 COMPILER = shutil.which("g++")
 FLUSH = True  # subnormals to zero, as by -ftz=true
@@ -36,7 +38,7 @@ DEFINITIONS = r"""
 #include <xmmintrin.h>
 #endif
 extern "C" { float expf(float); float logf(float); float tanhf(float); float sqrtf(float); float rintf(float);
-             float fmaxf(float, float); }
+             float fminf(float, float); float fmaxf(float, float); }
 #define __global__
 #define __device__ static
 #define __shared__ static
@@ -51,7 +53,7 @@ static void __syncthreads() { if (blockDim.x > 1) swapcontext(&fibers[threadIdx.
 
 RUN = r"""
 static void **arguments;
-static void body() { KERNEL_CALL; }
+static void (*body)();
 static void fiber() { body(); ended[threadIdx.x] = true; }
 
 static bool block(char *stacks, size_t size) {
@@ -74,9 +76,11 @@ static bool block(char *stacks, size_t size) {
     return true;
 }
 
-extern "C" bool launch(unsigned blocks, unsigned threads, void **args, bool flush) {
+BODIES
+
+extern "C" bool launch(unsigned kernel, unsigned blocks, unsigned threads, void **args, bool flush) {
     const size_t size = 1 << 16;
-    arguments = args, gridDim.x = blocks, blockDim.x = threads;
+    arguments = args, body = bodies[kernel], gridDim.x = blocks, blockDim.x = threads;
     char *stacks = (char *)malloc(threads * size);
     bool fine = true;
 #ifdef __SSE__
@@ -98,35 +102,45 @@ extern "C" bool launch(unsigned blocks, unsigned threads, void **args, bool flus
 _folder = tempfile.TemporaryDirectory(prefix="microumup-kernels-")
 
 
-def parameters(source, name):
-    """(const, C type, whether it is a pointer) of each parameter of a kernel."""
-    declared = re.search(rf"KERNEL {name}\(([^)]*)\)", source)[1]
-    found = [re.fullmatch(r"\s*(const )?(float|long long) (\*?)\w+\s*", text) for text in declared.split(",")]
-    return [(bool(m[1]), m[2], bool(m[3])) for m in found]
+def kernels(source):
+    """(const, C type, whether it is a pointer) of each parameter, by kernel."""
+    found = {}
+    for name, declared in re.findall(r"KERNEL (\w+)\(([^)]*)\)", source):
+        matches = [re.fullmatch(r"\s*(const )?(float|long long) (\*?)\w+\s*", text) for text in declared.split(",")]
+        found[name] = [(bool(m[1]), m[2], bool(m[3])) for m in matches]
+    return found
 
 
-@lru_cache(maxsize=None)
-def compiled(source, name):
-    """The function `launch` of a kernel. Raises CalledProcessError for what is no C++."""
-    call = ", ".join(f"*({c}{' *' * pointer} *)arguments[{i}]" for i, (_, c, pointer) in enumerate(parameters(source, name)))
-    text = DEFINITIONS + source + RUN.replace("KERNEL_CALL", f"{name}({call})")
-    library = Path(_folder.name, f"{name}-{abs(hash(text)):x}.so")
-    flags = "-O1 -fPIC -shared -ffp-contract=off -w -xc++ - -o".split()
+@cache
+def compiled(source):
+    """The function `launch` for the kernels of a source. Raises CalledProcessError for what is no C++."""
+    calls = []
+    for name, declared in kernels(source).items():
+        values = [f"*({c} {'*' * (1 + pointer)})arguments[{i}]" for i, (_, c, pointer) in enumerate(declared)]
+        calls.append(f"{name}({', '.join(values)})")
+    bodies = ", ".join(f"[] {{ {call}; }}" for call in calls)
+    text = DEFINITIONS + source + RUN.replace("BODIES", f"static void (*bodies[])() = {{ {bodies} }};")
+    library = Path(_folder.name, f"{len(list(Path(_folder.name).iterdir()))}.so")
+    flags = ["-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-xc++", "-", "-o"]
     subprocess.run([COMPILER, *flags, library], input=text, text=True, check=True)
-    return ctypes.CDLL(str(library)).launch
+    launch = ctypes.CDLL(str(library)).launch
+    launch.restype = ctypes.c_bool
+    return launch
 
 
 class RawKernel:
     def __init__(self, code, name, options=()):
+        if not COMPILER:
+            pytest.skip("kernels run on a CPU only where there is g++")
         assert "--fmad=false" in options
-        self.name, self.parameters, self._launch = name, parameters(code, name), compiled(code, name)
-        self._launch.restype = ctypes.c_bool
+        self.name, self.parameters, self._launch = name, kernels(code)[name], compiled(code)
+        self._which = list(kernels(code)).index(name)
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         assert len(args) == len(self.parameters), f"{self.name} takes {len(self.parameters)} arguments"
         counts[self.name] += 1
         arrays, values = [], []
-        for arg, (constant, c, pointer) in zip(args, self.parameters, strict=True):
+        for i, (arg, (constant, c, pointer)) in enumerate(zip(args, self.parameters, strict=True)):
             if not pointer:
                 assert type(arg) is TYPES[c], f"{self.name}: {arg!r} is no {c}"
                 values.append(np.array([arg]))
@@ -134,15 +148,18 @@ class RawKernel:
             host = arg._host  # of nothing but the double's arrays
             assert host.dtype == TYPES[c], f"{self.name}: {host.dtype} is no {c}"
             assert host.flags.c_contiguous, f"{self.name}: an array is not contiguous"
-            room = np.full(host.size + 2 * MARGIN, np.nan if c == "float" else -1, host.dtype)
-            room[MARGIN:-MARGIN] = host.ravel()
-            arrays.append((host, room, constant))
-            values.append(np.array([room.ctypes.data + MARGIN * room.itemsize]))
+            margin = np.full(MARGIN * host.itemsize // 4, 0x7FC0DE00 + i, np.uint32).view(host.dtype)
+            room = np.concatenate((margin, host.ravel(), margin))
+            arrays.append((host, room, margin.tobytes(), constant))
+            values.append(np.array([room.ctypes.data + margin.nbytes]))
         (blocks,), (threads,) = grid, block
+        assert blocks > 0, f"{self.name}: no blocks"
+        assert threads in (32, 64, 128, 256), f"{self.name}: {threads} threads"
         pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-        assert self._launch(blocks, min(threads, most_threads), pointers, FLUSH), f"{self.name}: a barrier for some threads"
-        for host, room, constant in arrays:
-            margins = np.concatenate((room[:MARGIN], room[-MARGIN:]))
-            assert (np.isnan(margins) if host.dtype == np.float32 else margins == -1).all(), f"{self.name}: out of bounds"
+        fine = self._launch(self._which, blocks, min(threads, most_threads), pointers, FLUSH)
+        assert fine, f"{self.name}: a barrier that only some threads reach"
+        for host, room, margin, constant in arrays:
+            ends = room[:MARGIN].tobytes(), room[-MARGIN:].tobytes()
+            assert ends == (margin, margin), f"{self.name}: written out of bounds"
             if not constant:
                 host[...] = room[MARGIN:-MARGIN].reshape(host.shape)
