@@ -94,7 +94,7 @@ class Trainer:
             """Add the other threads' gradients to the first's; the sum of the effective gradient's squares."""
             for other in others:
                 first += other
-            return xp_of(first).vdot(first, first) * (1 / self.per_effective[name] ** 2)
+            return xp_of(first).vdot(first, first) / self.per_effective[name] / self.per_effective[name]
 
         losses, parts, grads = zip(*self.threads.run(gradients), strict=True)
         if watch:
