@@ -146,7 +146,8 @@ def _index(index):
                 counts["syncs"] += 1  # the True have to be counted first
         elif not (part is None or part is Ellipsis or isinstance(part, int | np.integer | slice)):
             raise TypeError(f"CuPy uploads an index that is a {type(part)}; upload it yourself, once")
-    return tuple(map(_argument, parts))
+    whole = () if any(part is Ellipsis for part in parts) else (Ellipsis,)  # or NumPy would copy a single element
+    return (*map(_argument, parts), *whole)
 
 
 class ufunc:  # noqa: N801 - CuPy's name
@@ -339,7 +340,7 @@ def _attribute(name):
 
 
 def _reading(convert):
-    return lambda x, *args: convert(x.get(), *args)
+    return (lambda x, spec: format(x.get(), spec)) if convert is format else lambda x: convert(x.get())
 
 
 compute_types: dict[str, int] = {}  # of products, by dtype
