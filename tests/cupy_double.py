@@ -11,8 +11,8 @@ it), an element written twice (CuPy leaves either value), a list or numpy array 
 
     syncs      waits of the host: for numbers of the device, or for how many there are (flatnonzero, a mask as an index)
     uploads    arrays sent to it, also those that CuPy sends unasked: where more than eight arrays are joined, for one
-    launches   kernels started: one for a call that computes or copies, those of its parts for one that is composed, none
-               for a view. CuPy starts a few more, to make an operand of a product contiguous, or for a large reduction
+    launches   kernels started: one for a call that computes or copies, those of its parts for one that is composed,
+               none for a view. CuPy starts a few more, as to make an operand of a product contiguous
 
 `memory` holds the bytes of all arrays that are alive, `now` and at their `peak`, each rounded up to CuPy's unit of 512.
 What a library takes for itself on the way, to sort or to multiply, is not in it.

@@ -10,7 +10,18 @@ from cupy_double import counts, memory
 
 # ---- NumPy-only habits that raise ----
 
-MISSING = ("errstate", "block", "insert", "unstack", "vecdot", "nditer", "memmap", "einsum_path", "spacing", "longdouble")
+MISSING = (
+    "errstate",
+    "block",
+    "insert",
+    "unstack",
+    "vecdot",
+    "nditer",
+    "memmap",
+    "einsum_path",
+    "spacing",
+    "longdouble",
+)
 MISSING_METHODS = ("setflags", "__index__", "__imatmul__", "__contains__", "resize", "newbyteorder", "ctypes")
 REFUSED = {
     "numpy operand": lambda xp, x: x + np.ones(3, np.float32),

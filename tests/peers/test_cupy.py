@@ -41,7 +41,10 @@ def test_it_has_the_names_within_names() -> None:
     linalg, ours = real._core._routines_linalg, cupy_double.cupy._core._routines_linalg
     for name in vars(ours):
         assert hasattr(linalg, name), name
-    assert (ours.COMPUTE_TYPE_DEFAULT, ours.COMPUTE_TYPE_TF32) == (linalg.COMPUTE_TYPE_DEFAULT, linalg.COMPUTE_TYPE_TF32)
+    assert (ours.COMPUTE_TYPE_DEFAULT, ours.COMPUTE_TYPE_TF32) == (
+        linalg.COMPUTE_TYPE_DEFAULT,
+        linalg.COMPUTE_TYPE_TF32,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(cupy_double.UFUNCS.split()))
