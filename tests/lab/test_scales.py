@@ -224,7 +224,7 @@ def run_dir(tmp_path, corpus, monkeypatch):
     trainer = Trainer(config, corpus)
     with RunDir.create(tmp_path, config, corpus, Command(save_every=1)) as run:
         loss, *_ = trainer.update(0)
-        run.log({"step": 0, "loss": loss})
+        run.log([{"step": 0, "loss": loss}])
         run.save_if_due(trainer.state, 1, 0.0)
     return tmp_path
 
