@@ -18,7 +18,15 @@ from microumup.lab.figures import command as figures
 from microumup.lab.sweep import Job, Record, load_results, main
 from microumup.lab.workers import InThisProcess, Seat, new_seats, visible, work_off
 
-TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
+TINY: dict[str, Any] = {
+    "width": 16,
+    "head_dim": 8,
+    "layers": 1,
+    "seq_len": 8,
+    "batch_size": 2,
+    "steps": 3,
+    "kernels": "plain",
+}
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 
 
