@@ -6,6 +6,7 @@ layer. The numbers are bounds that may sink: lower them with the code.
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -76,6 +77,16 @@ def test_a_step_is_so_many_launches(double, corpus, kernels, optimizer, fp8, lay
     options = (SGD if optimizer == "sgd" else {}) | {"fp8": fp8, "layers": layers, "kernels": kernels}
     base, layer = LAUNCHES[kernels, optimizer, fp8]
     assert steps(Trainer(TrainConfig(**SMALL | options), corpus, "gpu"))["launches"] <= base + layer * layers
+
+
+def test_the_readme_says_how_many_launches_the_default_is():
+    fast, plain = (base + TrainConfig().layers * layer for base, layer in (
+        LAUNCHES[kernels, "adamw", "none"] for kernels in ("fast", "plain")
+    ))  # fmt: skip
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"a default step is {fast} launches ({plain} with `--kernels plain`) and one upload" in " ".join(
+        readme.split()
+    )
 
 
 def test_sizes_do_not_change_how_many_launches_a_step_is(double, corpus):

@@ -15,9 +15,10 @@ from multiprocessing.process import BaseProcess
 from threading import RLock, Thread
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
-from microumup.backend import choose_device, gpu_count, install_hint
+from microumup.backend import choose_device, install_hint, to_device, xp_of
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -125,8 +126,7 @@ def visible(devices: Sequence[int]) -> list[str]:
 
     Raises ValueError where one of them does not exist.
     """
-    choose_device("gpu")
-    there = gpu_count()
+    there = xp_of(to_device(np.zeros(1), choose_device("gpu"))).cuda.runtime.getDeviceCount()  # CuPy's
     for device in devices:
         if device >= there:
             found = f"{there} of them, 0 to {there - 1}" if there > 1 else "one alone, 0"
