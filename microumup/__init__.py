@@ -23,6 +23,8 @@ APPENDICES = {
     "limits": "what an option may be, and what there is memory for",
     "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
     "fused": "some pairs of ops.py once more, faster on a CPU",
+    "cuda": "the kernels of gpu.py in CUDA, and their launch",
+    "gpu": "most pairs of ops.py once more, for a GPU",
     "corpora": "where texts come from; BPE tokens",
     "checkpoint": "files that are whole or not there, and know when they were changed",
     "diverged": "the end of a run whose numbers are none any more",

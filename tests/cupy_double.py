@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from types import ModuleType, SimpleNamespace
 
+import cuda_on_cpu
 import numpy as np
 
 counts: Counter[str] = Counter()
@@ -221,6 +222,16 @@ def _reading(convert):
     return lambda x, *args: convert(x.get(), *args)
 
 
+class RawKernel(cuda_on_cpu.RawKernel):
+    """A kernel in CUDA, which needs a C++ compiler here."""
+
+    __module__ = "cupy"
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        counts["launches"] += 1
+        super().__call__(grid, block, args, shared_mem=shared_mem)
+
+
 def _build() -> None:
     for name in CONSTANTS.split():
         setattr(cupy, name, getattr(np, name))
@@ -230,7 +241,7 @@ def _build() -> None:
         setattr(cupy, name, lambda *args, _numpy=getattr(np, name), **options: ndarray(_numpy(*args, **options)))
     for name, parameters in FUNCTIONS.items():
         setattr(cupy, name, _function(name, parameters.split()))
-    cupy.asarray, cupy.einsum, cupy.ndarray, cupy.ufunc = _asarray, _einsum, ndarray, ufunc
+    cupy.asarray, cupy.einsum, cupy.ndarray, cupy.ufunc, cupy.RawKernel = _asarray, _einsum, ndarray, ufunc, RawKernel
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1))
 
     for name in METHODS.split():
