@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from microumup.backend import Array
+from microumup.backend import Array, xp_of
 
 Factors = TypeVar("Factors", bound=Any)  # a NamedTuple of numbers
 
@@ -176,7 +176,7 @@ def ids(op: str, name: str, x: Array, vocab_size: int) -> None:
         raise ValueError(f"{op}: {name} are {x.dtype}; token ids are integers")
     if x.size == 0:
         raise ValueError(f"{op}: {name} are empty, shape {x.shape}")
-    if not (_read_ids.get() or isinstance(x, np.ndarray)):
+    if xp_of(x) is not np and not _read_ids.get():
         return
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= vocab_size:

@@ -10,17 +10,17 @@ What is rounded where, which decides about the bits of `quantize` and `adamw`:
 
     contraction   off: a product is rounded before it is added to something, as in NumPy
     division, √   correctly rounded, the compiler's default
-    subnormals    CuPy compiles with -ftz=true: float32 below 2^-126 in size, read or computed, become zeros of their sign
+    subnormals    CuPy compiles with -ftz=true: float32 below 2^-126, read or computed, become zeros of their sign
 
 The last changes no bit of `quantize`: both formats have nothing below 2^-16 but zero, and what is that small rounds to
-zero anyway. In `adamw` m and v end at 2^-126, where NumPy goes on to 2^-149: a v that small has a root below 2^-63, which
-Adam's ε of 1e-8 swallows, and an m that small moves no weight that can be told from 0.
+zero anyway. In `adamw` m and v end at 2^-126, where NumPy goes on to 2^-149: Adam's ε of 1e-8 swallows the root of such
+a v, and such an m moves no weight that can be told from 0.
 
 Legend: as in `ops.py`; n is the number of elements.
 """
 
 import re
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -274,13 +274,13 @@ def rows(kernel: str, count: int, width: int, *args: Array | float) -> None:
     _launch(kernel, count, min(THREADS, max(32, 1 << (width - 1).bit_length())), *args)
 
 
-def _launch(kernel: str, blocks: int, threads: int, *args: Array | float) -> None:
+def _launch(kernel: str, blocks: int, threads: int, *args: Any) -> None:
     """Arrays go by their address, so they have to be C-contiguous; a float goes as float, an int as long long."""
-    in_c = tuple(np.float32(a) if isinstance(a, float) else np.int64(a) if isinstance(a, int) else a for a in args)
-    _compiled(xp_of(args[0]), kernel, SOURCES[kernel])((blocks,), (threads,), in_c)  # an array comes first
+    as_declared = tuple({float: np.float32, int: np.int64}.get(type(arg), lambda array: array)(arg) for arg in args)
+    _compiled(xp_of(args[0]), kernel, SOURCES[kernel])((blocks,), (threads,), as_declared)  # an array comes first
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(xp: Any, name: str, source: str) -> Any:
     """The kernel, of which CuPy makes machine code when it is first launched."""
     return xp.RawKernel(source, name, options=OPTIONS)

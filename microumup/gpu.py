@@ -6,11 +6,11 @@ Four things make the difference:
 
     launches   a kernel does what three to ten array calls do, and reads and writes each number once
     factors    they go into a kernel, or into the smallest of two operands and their product
-    memory     attention's scores and the head's logits exist a bounded number at a time; what is cheap is computed again
+    memory     attention's scores and the head's logits exist a bounded number at a time; the cheap is computed again
     no waiting nothing here is read back to the host: ids are not looked at there, and the loss stays on the device
 
-A token id or target outside the vocabulary makes NaN of all that depends on it, the loss above all, where `ops.py` would
-raise: to look at ids is to wait for the device.
+A token id or target outside the vocabulary makes NaN of all that depends on it, the loss above all, where `ops.py`
+would raise: to look at ids is to wait for the device.
 
 A kernel takes float32 on a GPU. For anything else, float64 or arrays of NumPy, a pair here runs that of `ops.py`.
 KERNELS, at the end, names the ops that they are run for within `engine.using(KERNELS)`.
@@ -40,7 +40,7 @@ def _dense(x: Array, dtype: type = np.float32) -> Array:
 
 def _on_gpu(*arrays: Array) -> bool:
     """True where kernels can take all of these: arrays on a GPU, none of them float64."""
-    return all(not isinstance(a, np.ndarray) and getattr(a, "dtype", None) != np.float64 for a in arrays)
+    return all(xp_of(a) is not np and getattr(a, "dtype", None) != np.float64 for a in arrays)
 
 
 # ---- quantize, and casts by it ----
@@ -108,7 +108,8 @@ def embedding_forward(tokens: Array, w: Array, *, scale: Scale = Scale()) -> Out
 def embedding_backward(dy: Array, saved: Saved) -> tuple[None, Array]:
     tokens, V, scale = saved
     xp, D = xp_of(dy), dy.shape[-1]
-    order, first, count = (make(n, dtype=np.int64) for make, n in ((xp.empty, tokens.size), (xp.empty, V), (xp.zeros, V)))
+    order, first = (xp.empty(n, dtype=np.int64) for n in (tokens.size, V))
+    count = xp.zeros(V, dtype=np.int64)
     cuda.each("places_by_token", tokens.size, tokens, order, first, count, V)
     # y = scale.y · w[tokens]: a row of w gets the sum over the places its token stands at
     dw = xp.empty((V, D), dtype=dy.dtype)
@@ -181,7 +182,7 @@ def attention_backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
         p = _softmax(qh[some, :, rows], kh[some, :, seen], score_scale, 1.0)  # (b, H, t, s)
         # y = p v
         dvh[some, :, seen] += p.swapaxes(-1, -2) @ dyh[some, :, rows]
-        dp = dyh[some, :, rows] @ vh[some, :, seen].swapaxes(-1, -2)
+        dp = _dense(dyh[some, :, rows] @ vh[some, :, seen].swapaxes(-1, -2))
         # p = softmax(scores): dscores = p · (dp - Σ_s p dp); scores = score_scale · q kᵀ + mask
         cuda.rows("softmax_backward", p.size // p.shape[-1], p.shape[-1], p, dp, score_scale, p.shape[-1])
         dqh[some, :, rows] = dp @ kh[some, :, seen]
@@ -203,7 +204,7 @@ def _parts(qh: Array, kh: Array) -> Iterator[tuple[slice, slice, slice]]:
 
 def _softmax(q: Array, k: Array, score_scale: float, factor: float) -> Array:
     """factor · softmax(score_scale · q kᵀ + mask). q (b, H, t, K), k (b, H, s, K) -> (b, H, t, s)."""
-    p = q @ k.swapaxes(-1, -2)
+    p = _dense(q @ k.swapaxes(-1, -2))
     *_, t, s = p.shape
     cuda.rows("softmax_forward", p.size // s, s, p, score_scale, factor, t, s)
     return p
@@ -252,57 +253,65 @@ def linear_cross_entropy_forward(
 ) -> Output:  # fmt: skip
     """ops.linear_cross_entropy, LOGITS of them at a time, each of which becomes its gradient in place and is used up.
 
-    The gradients are ready when the loss is, for a cotangent of 1. But what is cast to fp8.dy is dy · dlogits, and dy is
-    on the device and not known here: with a format for it the gradients wait for backward, which computes the logits
-    again. A target outside the vocabulary makes the loss NaN.
+    The gradients are ready when the loss is, for a cotangent of 1. But what is cast to fp8.dy is dy · dlogits, and dy
+    comes later: with a format for it the gradients wait for backward, which computes the logits again. A target outside
+    the vocabulary makes the loss NaN.
     """
     scale = checks.linear(x, w, scale)
     with checks.ids_not_read():
         checks.targets(targets, x.shape[:-1], len(w))
     op = "linear_cross_entropy"
     alpha, loss_scale = checks.plain(op, alpha=alpha), checks.factors(op, loss_scale)
-    hits = _dense(targets, np.int64)
-    settings = (cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w), hits, alpha, scale, loss_scale, fp8.dy)
+    rows, w, hits = cast(x.reshape(-1, x.shape[-1]), fp8.x), cast(w, fp8.w), _dense(targets, np.int64).ravel()
+    settings = (rows, w, hits, alpha, scale, loss_scale, fp8.dy)
     one = xp_of(x).ones((), dtype=x.dtype)
-    if fp8.dy is None:
-        loss, dx, dw = _loss_and_gradients(one, *settings)
-        return loss, (dx.reshape(x.shape), dw)
-    loss, *_ = _loss_and_gradients(one, *settings, gradients=False)
-    return loss, (x.shape, settings)
+    if fp8.dy is not None:
+        return _loss(one, None, *settings), (None, settings, x.shape)
+    gradients = _no_gradients(rows, w)
+    return _loss(one, gradients, *settings), (gradients, None, x.shape)
 
 
 def linear_cross_entropy_backward(dy: Array, saved: Saved) -> tuple[Array, Array, None]:
-    first, second = saved
+    gradients, settings, shape = saved
     # loss = mean(log Σ exp(alpha · logits) - alpha · logits[target])
-    if not isinstance(first, tuple):
-        return first * dy, second * dy, None
-    _, dx, dw = _loss_and_gradients(dy, *second)
-    return dx.reshape(first), dw, None
+    if gradients:
+        dx, dw = (dy * d for d in gradients)
+    else:
+        dx, dw = _no_gradients(*settings[:2])
+        _loss(dy, (dx, dw), *settings)
+    return dx.reshape(shape), dw, None
 
 
-def _loss_and_gradients(
-    dy: Array, rows: Array, w: Array, targets: Array, alpha: float, scale: Scale, loss_scale: Scale,
-    dy_format: Format | None, *, gradients: bool = True,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """The loss, dx and dw for the cotangent dy, a 0-d array; with `gradients` off the loss alone is of use."""
-    xp, (N, D), V = xp_of(rows), rows.shape, len(w)
-    losses, dx, dw = xp.empty(N, dtype=rows.dtype), xp.empty((N, D), dtype=rows.dtype), xp.zeros((V, D), dtype=w.dtype)
-    targets = targets.ravel()
-    chunks = -(-N * V // LOGITS)
+def _no_gradients(rows: Array, w: Array) -> tuple[Array, Array]:
+    """Room for dx (N, D), and a dw (V, D) of zeros."""
+    return xp_of(rows).empty(rows.shape, dtype=rows.dtype), xp_of(w).zeros(w.shape, dtype=w.dtype)
+
+
+def _loss(
+    dy: Array, gradients: tuple[Array, Array] | None, rows: Array, w: Array, targets: Array, alpha: float, scale: Scale,
+    loss_scale: Scale, dy_format: Format | None,
+) -> Array:  # fmt: skip
+    """The loss, a 0-d array as dy is; what `_no_gradients` gave becomes dx and dw for the cotangent dy."""
+    N, V = len(rows), len(w)
+    losses = xp_of(rows).empty(N, dtype=rows.dtype)
+    chunks = min(N, -(-N * V // LOGITS))
     for i in range(chunks):
         chunk = slice(N * i // chunks, N * (i + 1) // chunks)
-        z = rows[chunk] @ w.T  # (n, V)
+        z = _dense(rows[chunk] @ w.T)  # (n, V)
         factor = loss_scale.dx * alpha / N
         cuda.rows("cross_entropy", len(z), V, z, targets[chunk], dy, losses[chunk], scale.y * alpha, factor, V)
         if gradients:
+            dx, dw = gradients
             z = z if dy_format is None else quantize(z, dy_format, out=z)
             # logits = scale.y · (x wᵀ)
             dx[chunk] = z @ w
             dw += z.T @ rows[chunk]
         del z  # or two chunks would be alive at once
-    dx *= scale.dx
-    dw *= scale.dw
-    return losses.mean() * loss_scale.y, dx, dw
+    if gradients:
+        dx, dw = gradients
+        dx *= scale.dx
+        dw *= scale.dw
+    return losses.mean() * loss_scale.y
 
 
 # ---- adamw ----

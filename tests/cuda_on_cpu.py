@@ -1,4 +1,4 @@
-"""CUDA kernels run by the processor: `RawKernel` stands in for CuPy's, of which it takes what `microumup.cuda` asks for.
+"""CUDA kernels run by the processor: `RawKernel` stands in for CuPy's, as far as `microumup.cuda` needs it.
 
 The source is compiled by g++ behind a page of definitions. The threads of a block are fibers that take turns and change
 over at each __syncthreads(), first to last, so that a missing barrier shows as a wrong result, and a barrier that only
@@ -6,8 +6,8 @@ some threads reach as an error. Arithmetic is that of the device as CuPy compile
 float32 are zeros (FLUSH). expf, logf and tanhf are the C library's.
 
 It is strict where a device would compute nonsense: arrays have to be the double's, contiguous and of the type that the
-source says, numbers of NumPy's type for it. Each array lies between margins of NaN, with bits of its own so that not even
-a NaN from elsewhere may be written there. A test that needs a kernel is skipped where there is no g++.
+source says, numbers of NumPy's type for it. Each array lies between margins of NaN, with bits of its own, so that not
+even a NaN from elsewhere may be written there. A test that needs a kernel is skipped where there is no g++.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def kernels(source):
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(source):
     """The function `launch` for the kernels of a source. Raises CalledProcessError for what is no C++."""
     calls = []
@@ -121,7 +121,7 @@ def compiled(source):
     bodies = ", ".join(f"[] {{ {call}; }}" for call in calls)
     text = DEFINITIONS + source + RUN.replace("BODIES", f"static void (*bodies[])() = {{ {bodies} }};")
     library = Path(_folder.name, f"{len(list(Path(_folder.name).iterdir()))}.so")
-    flags = "-O1 -fPIC -shared -ffp-contract=off -w -xc++ - -o".split()
+    flags = ["-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-xc++", "-", "-o"]
     subprocess.run([COMPILER, *flags, library], input=text, text=True, check=True)
     launch = ctypes.CDLL(str(library)).launch
     launch.restype = ctypes.c_bool
@@ -153,6 +153,7 @@ class RawKernel:
             arrays.append((host, room, margin.tobytes(), constant))
             values.append(np.array([room.ctypes.data + margin.nbytes]))
         (blocks,), (threads,) = grid, block
+        assert blocks > 0, f"{self.name}: no blocks"
         assert threads in (32, 64, 128, 256), f"{self.name}: {threads} threads"
         pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
         fine = self._launch(self._which, blocks, min(threads, most_threads), pointers, FLUSH)

@@ -15,10 +15,10 @@ from microumup.fp8 import FORMATS
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 def test_quantize_gives_the_bits_of_numpy(device, fmt):
     bits = np.random.default_rng(0).integers(2**32, size=1_000_000, dtype=np.uint32)
-    near = (np.random.default_rng(1).standard_normal(100_000) * 2.0 ** np.arange(-25, 25).repeat(2000)).astype(np.float32)
+    near = np.ldexp(normal(100_000), np.arange(-25, 25).repeat(2000))
     # Everything that lies in the middle between two values of fmt, and its neighbours: ties and almost ties.
     middles = np.arange(0, 32, 0.5, dtype=np.float32) * np.float32(2.0) ** np.arange(-20, 16, dtype=np.float32)[:, None]
-    ties = np.concatenate([np.nextafter(middles.ravel(), to, dtype=np.float32) for to in (-1e9, 1e9)] + [middles.ravel()])
+    ties = np.concatenate([np.nextafter(middles, np.float32(to)) for to in (-1e9, 1e9)] + [middles]).ravel()
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, -1e-38], np.float32)
     x = np.concatenate((bits.view(np.float32), near, ties, -ties, special))
     assert (np.abs(x[:1_000_000]) < 2.0**-126).sum() > 1000  # subnormals, which a device does not see
@@ -46,8 +46,8 @@ def moments(n, size=1.0):
 @pytest.mark.parametrize("t", [1, 2, 1000, 100_000])
 def test_the_update_has_the_bits_of_numpy(device, t, eps, decay):
     settings = {"t": t, "lr": 0.3, "decay": decay, "betas": (0.9, 0.99), "eps": eps}
-    arrays = moments(10_000)
-    for a, b in zip(updated(fused.adamw, arrays, **settings), updated(gpu.adamw, arrays, "gpu", **settings), strict=True):
+    expected = updated(fused.adamw, arrays := moments(10_000), **settings)
+    for a, b in zip(expected, updated(gpu.adamw, arrays, "gpu", **settings), strict=True):
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
@@ -99,7 +99,7 @@ def test_each_barrier_of_a_sum_is_needed(double, monkeypatch, which):
     assert run("__syncthreads();".join(parts)) != [9 * 36] * 8
 
 
-# ---- Planted mistakes: what stands in a kernel, and what is put in its place; the first that reads so, from its name on
+# ---- Planted mistakes: what stands in a kernel, behind its name for the first time, and what is put in its place ----
 
 PLANTED = [
     ("quantize", "v < -largest ? -largest", "v < -largest ? largest"),
@@ -154,10 +154,15 @@ def test_a_planted_mistake_is_caught(double, monkeypatch, kernel, right, wrong):
     assert right in text
     monkeypatch.setitem(cuda.SOURCES, kernel, before + name + text.replace(right, wrong, 1))
     with pytest.raises(AssertionError):
-        if kernel == "quantize":
-            for fmt in FORMATS.values():
-                test_quantize_gives_the_bits_of_numpy(double, fmt)
-        elif kernel == "adamw":
-            test_the_update_has_the_bits_of_numpy(double, 2, 1e-3, 0.02)
-        else:
-            assert_equal(CAUGHT_BY[kernel])
+        check(double, kernel)
+
+
+def check(double, kernel):
+    """Whatever is said of a kernel above, and in the tests of the pairs."""
+    if kernel == "quantize":
+        for fmt in FORMATS.values():
+            test_quantize_gives_the_bits_of_numpy(double, fmt)
+    elif kernel == "adamw":
+        test_the_update_has_the_bits_of_numpy(double, 2, 1e-3, 0.02)
+    else:
+        assert_equal(CAUGHT_BY[kernel])
