@@ -47,7 +47,7 @@ def _gpu_problem() -> str:
     """Reason why no GPU can be used here, in a few words; empty when one can."""
     try:
         cupy = importlib.import_module("cupy")
-        if cupy.cuda.runtime.getDeviceCount() == 0:
+        if gpu_count() == 0:
             return "CuPy finds no GPU"
         cupy.zeros(1) + 1  # compiles a kernel, which needs more than a driver
     except ModuleNotFoundError:
@@ -55,6 +55,21 @@ def _gpu_problem() -> str:
     except Exception as error:  # cupy has types of its own for a missing driver, library or compiler: any will do
         return f"CuPy cannot use a GPU ({(str(error) or type(error).__name__).splitlines()[0]})"
     return ""
+
+
+def gpu_count() -> int:
+    """Number of GPUs that CuPy sees; fewer than there are where CUDA_VISIBLE_DEVICES says so."""
+    return int(importlib.import_module("cupy").cuda.runtime.getDeviceCount())
+
+
+def use_tf32(on: bool, device: str) -> None:
+    """Let float32 products on a GPU round what they multiply to TF32, or not. Raises ValueError where none can."""
+    cupy = importlib.import_module("cupy") if device == "gpu" else None
+    if on and (cupy is None or int(cupy.cuda.Device().compute_capability) < 80):
+        raise ValueError("--tf32: is for a GPU of compute capability 8.0 or more; leave it out")
+    if cupy:  # CUPY_TF32 would do it too, but CuPy reads that once, and a process of a sweep makes many runs
+        linalg = cupy._core._routines_linalg
+        linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if on else linalg.COMPUTE_TYPE_DEFAULT)
 
 
 def to_device(array: Array, device: str) -> Array:
@@ -71,13 +86,17 @@ def scatter_add(rows: int, index: Array, values: Array) -> Array:
     """out[i] = the sum of values[j] over all j with index[j] == i. index (N,), values (N, D) -> out (rows, D).
 
     Sorting first makes the order of the additions, and so the last bit of the result, the same on every run,
-    on a GPU too, where an atomic scatter-add would not. The sums are float64 on the way, as cupy takes each for the
-    difference of two cumulative sums.
+    on a GPU too, where an atomic scatter-add would not. There each sum is the difference of two cumulative ones, so
+    float64 on the way: how many ids occur, which the other way needs, is something that the host would wait for.
     """
     xp = xp_of(values)
     order = xp.argsort(index, kind="stable")
-    ids = index[order]
-    starts = xp.flatnonzero(xp.concatenate((xp.ones(1, dtype=bool), ids[1:] != ids[:-1])))
-    out = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
-    out[ids[starts]] = xp.add.reduceat(values[order], starts, axis=0, dtype=np.float64)
+    ids, values = index[order], values[order]
+    if xp is not np:
+        bounds = xp.searchsorted(ids, xp.arange(rows + 1))  # row i gets the values from bounds[i] to bounds[i + 1]
+        total = xp.concatenate((xp.zeros((1, values.shape[1])), xp.cumsum(values, axis=0, dtype=np.float64)))
+        return (total[bounds[1:]] - total[bounds[:-1]]).astype(values.dtype)
+    starts = np.flatnonzero(np.concatenate((np.ones(1, dtype=bool), ids[1:] != ids[:-1])))
+    out = np.zeros((rows, values.shape[1]), dtype=values.dtype)
+    out[ids[starts]] = np.add.reduceat(values, starts, axis=0, dtype=np.float64)
     return out

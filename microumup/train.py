@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from microumup import cli
-from microumup.backend import choose_device
+from microumup.backend import choose_device, use_tf32
 from microumup.config import PRESETS, TrainConfig
 from microumup.cpu import cores
 from microumup.data import BYTES, Corpus, load_corpus
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
         device = choose_device(args.device)
-        run = _resumed(args, say) if args.resume else _new(args, device, say)
+        run = _resumed(args, device, say) if args.resume else _new(args, device, say)
     try:
         with run:
             return _train(run, device, args, say)
@@ -89,14 +89,17 @@ def _new(args: argparse.Namespace, device: str, say: Callable[..., None]) -> Run
     command = Command(**{name: value for name in Command._fields if (value := getattr(args, name)) is not None})
     check_least(command, save_every=1, save_minutes=0, log_scales=0, log_every=0, eval_every=0)
     check_memory(config)
+    use_tf32(config.tf32, device)
     return RunDir.create(args.out, config, _corpus(config, say), command)
 
 
-def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
+def _resumed(args: argparse.Namespace, device: str, say: Callable[..., None]) -> RunDir:
     other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
     if given := [*cli.given(args, TrainConfig), *other]:
         raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
-    run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
+    config = unfinished(args.resume)
+    use_tf32(config.tf32, device)
+    run = RunDir.resume(args.resume, _corpus(config, say))
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run
 

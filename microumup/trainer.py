@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from microumup import fused, records
-from microumup.backend import Array, to_device, to_host, xp_of
+from microumup import checks, fused, records
+from microumup.backend import Array, to_device, to_host, use_tf32, xp_of
 from microumup.config import TrainConfig
 from microumup.cpu import Arrays, Threads, keep_freed_memory
 from microumup.data import Corpus, batch, windows
@@ -41,6 +41,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, corpus: Corpus, device: str = "cpu") -> None:
         c = self.config = config
         self.corpus, self.device, self.threads = corpus, device, Threads(c.threads)
+        use_tf32(c.tf32, device)
         keep_freed_memory()
         fast = c.kernels == "fast" and device == "cpu"
         self.kernels = fused.KERNELS if fast else {}
@@ -62,6 +63,7 @@ class Trainer:
         self.launch(step, watch=watch)
         return self.look()[-1]
 
+    @checks.ids_not_read()  # by the ops on a GPU: they are looked at here, before they go there
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # `look` finds what is no number
     def launch(self, step: int, *, watch: Watch | None = None) -> None:
         """One step, without a wait for a GPU: while it works, the host goes on to the next batch.
@@ -71,7 +73,8 @@ class Trainer:
         """
         c, s = self.config, schedule(step, self.config.steps, round(self.config.warmup * self.config.steps))
         pair = batch(self.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=step)
-        tokens = to_device(np.stack(pair), self.device)  # (2, B, T), inputs and targets in one transfer
+        checks.ids("train", "the corpus's tokens", both := np.stack(pair), c.vocab_size)
+        tokens = to_device(both, self.device)  # (2, B, T), inputs and targets in one transfer
 
         def gradients(i: int) -> tuple[list[Tensor], Any, Arrays]:
             """Losses of the micro-batches in a thread's share of the batch, and its part in the loss and gradients."""
@@ -91,13 +94,13 @@ class Trainer:
             """Add the other threads' gradients to the first's; the sum of the effective gradient's squares."""
             for other in others:
                 first += other
-            return xp_of(first).vdot(first, first) * (1 / self.per_effective[name] ** 2)
+            return xp_of(first).vdot(first, first) / self.per_effective[name] / self.per_effective[name]
 
         losses, parts, grads = zip(*self.threads.run(gradients), strict=True)
         if watch:
             watch(step, [out for of_thread in losses for out in of_thread])
         squares, xp = self.threads.over(add_up, *grads), xp_of(tokens)
-        norm = xp.sqrt(xp.stack([square for of_thread in squares for square in of_thread]).sum())
+        norm = xp.sqrt(sum(square for of_thread in squares for square in of_thread))
         if c.clip:
             kept = xp.minimum(c.clip / norm, 1)
             for g in grads[0].values():

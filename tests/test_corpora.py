@@ -46,6 +46,41 @@ def load_text(*paths, seq_len=8, **options):
     return load_corpus(text=paths, seq_len=seq_len, **options)
 
 
+# ---- A held-out text ----
+
+
+def test_with_a_held_out_text_all_of_the_other_is_trained_on(tmp_path):
+    text, first, second = (write(tmp_path / name, f"{name} " * 30) for name in ("text", "first", "second"))
+    corpus = load_text(text, valid=[first, str(second)])
+    assert bytes(corpus.train) == text.read_bytes()
+    assert bytes(corpus.valid) == first.read_bytes() + b"\n\n" + second.read_bytes()
+    assert [source.name for source in corpus.sources] == [str(text), str(first), str(second)]
+    whole = load_corpus(valid=[first], seq_len=8)
+    assert len(whole.train) == sum(map(len, (load_corpus(seq_len=8).train, load_corpus(seq_len=8).valid)))
+
+
+def test_a_bpe_is_learned_from_what_is_trained_on_and_its_loss_is_per_byte(tmp_path, tokenizers, monkeypatch):
+    monkeypatch.setenv("MICROUMUP_CACHE", str(tmp_path / "cache"))
+    text, held_out = write(tmp_path / "text", SENTENCES), write(tmp_path / "held out", SENTENCES[:500] + "é")
+    corpus = load_text(text, valid=[held_out], vocab_size=300)
+    assert corpus.tokenizer.decode(corpus.train) == SENTENCES
+    assert corpus.bytes_per_token == len(held_out.read_bytes()) / len(corpus.valid) > 1
+    assert load_text(text).bytes_per_token == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        (b"\xff", "not UTF-8"),
+        ("short", "too short, it has 5 tokens and a window needs seq_len [+] 1 = 9"),
+    ],
+)
+def test_a_held_out_text_that_is_none_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"^--valid.*: {message}"):
+        load_text(write(tmp_path / "text", SENTENCES), valid=[write(tmp_path / "held out", content)])
+
+
 # ---- The default corpus ----
 
 
