@@ -60,7 +60,7 @@ def count_step(config: TrainConfig, *, copies: bool = True) -> Step:
         meter.clear()
         held = meter.live
         trainer.launch(1)
-        return Step(meter.calls, meter.counts["syncs"], meter.counts["uploads"], held, meter.peak)
+        return Step(meter.calls, meter.syncs, meter.uploads, held, meter.peak)
 
 
 def new_trainer(config: TrainConfig, corpus: Corpus) -> Trainer:
@@ -159,6 +159,7 @@ def table(kernels: str, ledger: dict[str, Any]) -> str:
     return (
         f"{text_table(lines, '<>>>>')}\n"
         f"memory: {ledger['peak_bytes'] / 1e9:.2f} GB at most, {ledger['held_bytes'] / 1e9:.2f} between steps, and "
-        f"what CuPy's pool and libraries add\nwaits for the device: {ledger['syncs']} a step, uploads: {ledger['uploads']}\n"
+        "what CuPy's pool and libraries add\n"
+        f"waits for the device: {ledger['syncs']} a step, uploads: {ledger['uploads']}\n"
         f"estimate: {ledger['step_ms']:.1f} ms a step, {ledger['tokens_per_second']:,.0f} tokens/s, the run {run}"
     )

@@ -3,19 +3,17 @@
 Within `installed()` what the package imports as cupy are the functions here. Training runs as it does on a GPU, line by
 line, but no number exists: what is read back is 0. Each call is put down as it is made, and memory along with it.
 
-    launches    a call that computes or copies is one; a view, and memory that nothing is written to, are none
+    launches    a call that computes or copies is one, or as many as LAUNCHES says; a view is none
     bytes       of every operand, read, and of every result, written
     FLOPs       2 m n k of a product of matrices; one for each element that anything else goes over
     kernels     their array arguments count once, those IN_PLACE twice; FLOPS_PER_ELEMENT for each element of the
                 largest, but SQUARE times N² where every token is compared with every other
-    memory      an array lives as long as it, or a view of it, is referred to. CuPy's pool, which keeps what is freed
-                and rounds up to 512 bytes, and the workspaces of its libraries come on top
+    memory      an array lives as long as it, or a view of it, is referred to, and takes a multiple of CuPy's UNIT. What
+                CuPy's pool keeps of what was freed, and the workspaces of its libraries, come on top
     copies      CuPy multiplies batches of matrices only if they are C-contiguous: all others it copies first
-    sizes       of a result that depends on data: the largest that it can have
 """
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -28,6 +26,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from microumup.lab.ledger import Call, caller
 
+UNIT = 512
+LAUNCHES = {"argsort": 2, "cumsum": 2, "triu": 2}  # of what CuPy composes; what it joins is a launch for each array
 IN_PLACE = {"softmax_forward": (0,), "softmax_backward": (1,), "cross_entropy": (0,), "adamw": (0, 2, 3)}  # arguments
 FLOPS_PER_ELEMENT = 10  # of a kernel, about; its bytes take longer anyway
 SQUARE = {"places_by_token": 6}
@@ -53,7 +53,7 @@ OTHER_METHODS: dict[str, Any] = {
 
 
 class Meter:
-    """Calls, syncs, uploads and launches since `clear`, bytes alive now and at most since then."""
+    """Launches, syncs and uploads since `clear`, bytes alive now and at most since then."""
 
     def __init__(self, *, copies: bool = True) -> None:
         self.copies, self.live = copies, 0
@@ -62,14 +62,14 @@ class Meter:
     def clear(self) -> None:
         """Begin anew, with what is alive now."""
         self.calls: list[Call] = []
-        self.counts: Counter[str] = Counter()
+        self.syncs = self.uploads = 0
         self.peak = self.live
 
-    def note(self, function: str, *arrays: Any, gemm: int = 0, other: int = 0) -> None:
-        """Put a launch down to the op that asks for it. What is no array among `arrays` is a number."""
-        moved = sum(x.nbytes for x in arrays if isinstance(x, ndarray))
-        self.counts["launches"] += 1
-        self.calls.append(Call(caller(), function, gemm, other, moved, 0))
+    def note(self, function: str, *arrays: Any, gemm: int = 0, other: int = 0, launches: int = 1) -> None:
+        """Put launches down to the op that asks for them; what they do to the first. Not all `arrays` need be some."""
+        moved, op = sum(x.nbytes for x in arrays if isinstance(x, ndarray)), caller()
+        self.calls.append(Call(op, function, gemm, other, moved, 0))
+        self.calls.extend([Call(op, function, 0, 0, 0, 0)] * (launches - 1))
 
 
 _meter: list[Meter] = []  # of the innermost `installed`
@@ -79,8 +79,8 @@ class Memory:
     """What one array was given, until its last view is gone."""
 
     def __init__(self, nbytes: int) -> None:
-        self.meter, self.nbytes = _meter[-1], nbytes
-        self.meter.live += nbytes
+        self.meter, self.nbytes = _meter[-1], -(-nbytes // UNIT) * UNIT
+        self.meter.live += self.nbytes
         self.meter.peak = max(self.meter.peak, self.meter.live)
 
     def __del__(self) -> None:
@@ -150,7 +150,7 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     def get(self) -> Any:
         """Zeros, and a wait for the device."""
-        _meter[-1].counts["syncs"] += 1
+        _meter[-1].syncs += 1
         return np.zeros(self.shape, self.dtype)
 
 
@@ -162,11 +162,21 @@ def _new(shape: Any, dtype: Any) -> ndarray:
     return ndarray(like, Memory(like.nbytes))
 
 
-def _result(function: str, operands: Sequence[Any], shape: Any, dtype: Any, *, out: Any = None, other: int = -1) -> Any:
+def _result(
+    function: str,
+    operands: Sequence[Any],
+    shape: Any,
+    dtype: Any,
+    *,
+    out: Any = None,
+    other: int = -1,
+    launches: int = 0,
+) -> Any:
     """What a call returns, in `out` if given; its FLOPs are `other`, or one for each element that it goes over."""
     result = _new(shape, dtype) if out is None else out
     sizes = [x.size for x in (*operands, result) if isinstance(x, ndarray)]
-    _meter[-1].note(function, *operands, result, other=max(sizes) if other < 0 else other)
+    flops, launches = max(sizes) if other < 0 else other, launches or LAUNCHES.get(function, 1)
+    _meter[-1].note(function, *operands, result, other=flops, launches=launches)
     return result
 
 
@@ -180,19 +190,13 @@ def _same(x: ndarray, y: ndarray) -> bool:
 def _ufunc(name: str) -> Callable[..., ndarray]:
     ufunc = getattr(np, name)
 
-    def call(*args: Any, out: Any = None, dtype: Any = None) -> ndarray:
+    def call(*args: Any, out: Any = None) -> ndarray:
         inputs, out = args[: ufunc.nin], args[ufunc.nin] if len(args) > ufunc.nin else out
         kinds = [x.dtype if isinstance(x, (ndarray, np.generic)) else type(x) for x in inputs]
         shape = np.broadcast_shapes(*(getattr(x, "shape", ()) for x in inputs))
-        return _result(name, inputs, shape, dtype or ufunc.resolve_dtypes((*kinds, None))[-1], out=out)
+        return _result(name, inputs, shape, ufunc.resolve_dtypes((*kinds, None))[-1], out=out)
 
-    call.reduceat = _reduceat  # type: ignore[attr-defined]
     return call
-
-
-def _reduceat(x: ndarray, starts: ndarray, axis: int = 0, dtype: Any = None) -> ndarray:
-    _meter[-1].counts["uploads"] += 1  # the end of the last segment
-    return _result("reduceat", (x, starts), (len(starts), *x.shape[1:]), dtype or x.dtype)
 
 
 def _reduction(name: str) -> Callable[..., ndarray]:
@@ -207,7 +211,7 @@ def _reduction(name: str) -> Callable[..., ndarray]:
 def _asarray(x: Any, dtype: Any = None) -> ndarray:
     if isinstance(x, ndarray):
         return x if dtype is None else x.astype(dtype, copy=False)
-    _meter[-1].counts["uploads"] += 1
+    _meter[-1].uploads += 1
     return _new(np.shape(x), dtype or np.asarray(x).dtype)
 
 
@@ -216,13 +220,14 @@ def _ascontiguousarray(x: ndarray, dtype: Any = None) -> ndarray:
 
 
 def _concatenate(arrays: Sequence[ndarray]) -> ndarray:
-    length = sum(map(len, arrays))
-    return _result("concatenate", arrays, (length, *arrays[0].shape[1:]), arrays[0].dtype, other=0)
+    return _joined("concatenate", arrays, (sum(map(len, arrays)), *arrays[0].shape[1:]))
 
 
-def _flatnonzero(x: ndarray) -> ndarray:
-    _meter[-1].counts["syncs"] += 1  # the size of the result
-    return _result("flatnonzero", (x,), x.size, int)
+def _joined(function: str, arrays: Sequence[ndarray], shape: tuple[int, ...]) -> ndarray:
+    """All arrays in one, of one type. CuPy joins up to eight one by one, and more by a kernel told where they lie."""
+    _meter[-1].uploads += len(arrays) > 8
+    launches = len(arrays) if len(arrays) <= 8 else 1
+    return _result(function, arrays, shape, arrays[0].dtype, other=0, launches=launches)
 
 
 class RawKernel:
@@ -241,17 +246,23 @@ class RawKernel:
 
 FUNCTIONS: dict[str, Any] = {
     **{name: _reduction(name) for name in REDUCTIONS},
-    "asarray": _asarray, "ascontiguousarray": _ascontiguousarray, "flatnonzero": _flatnonzero,
-    "stack": lambda arrays: _result("stack", arrays, (len(arrays), *arrays[0].shape), arrays[0].dtype, other=0),
-    "concatenate": _concatenate, "RawKernel": RawKernel, "ndarray": ndarray,
+    "asarray": _asarray, "ascontiguousarray": _ascontiguousarray, "RawKernel": RawKernel, "ndarray": ndarray,
+    "concatenate": _concatenate, "stack": lambda arrays: _joined("stack", arrays, (len(arrays), *arrays[0].shape)),
     "empty": lambda shape, dtype=float: _new(shape, dtype),
     "empty_like": lambda x, dtype=None: _new(x.shape, dtype or x.dtype),
     "arange": lambda *args, dtype=int: _result("arange", (), len(range(*args)), dtype, other=0),
     "argsort": lambda x, axis=-1, kind=None: _result("argsort", (x,), x.shape, int),
+    "cumsum": lambda x, axis=None, dtype=None: _result("cumsum", (x,), x.shape, dtype or x.dtype),
+    "searchsorted": lambda x, values: _result("searchsorted", (x, values), values.shape, int),
     "clip": lambda x, low, high, out=None: _result("clip", (x,), x.shape, x.dtype, out=out),
     "triu": lambda x, k=0: _result("triu", (x,), x.shape, x.dtype, other=0),
     "vdot": lambda x, y: _result("vdot", (x, y), (), x.dtype),
-    "cuda": SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1)),
+    "cuda": SimpleNamespace(
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1), Device=lambda: SimpleNamespace(compute_capability="90")
+    ),
+    "_core": SimpleNamespace(_routines_linalg=SimpleNamespace(
+        set_compute_type=lambda *_: None, COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7
+    )),
 }  # fmt: skip
 
 
