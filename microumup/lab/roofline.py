@@ -63,23 +63,23 @@ def count_step(config: TrainConfig, *, copies: bool = True) -> Step:
         return Step(meter.calls, meter.syncs, meter.uploads, held, meter.peak)
 
 
-def new_trainer(config: TrainConfig, corpus: Corpus) -> Trainer:
-    """A Trainer on a GPU, whose ops and update rule are the kernels' if the config wants them."""
-    trainer = Trainer(config, corpus, "gpu")
-    if config.kernels == "fast":
+def new_trainer(config: TrainConfig, corpus: Corpus, device: str = "gpu") -> Trainer:
+    """A Trainer whose ops and update rule are, on a GPU, the kernels' if the config wants them."""
+    trainer = Trainer(config, corpus, device)
+    if config.kernels == "fast" and device == "gpu":
         trainer.kernels = gpu.KERNELS
         if config.optimizer == "adamw":
             trainer.optimizer.rule = gpu.adamw  # type: ignore[union-attr]
     return trainer
 
 
-def seconds(call: Call, device: Gpu, *, tf32: bool = False) -> float:
-    """Estimated time of a launch."""
+def seconds(call: Call, device: Gpu, *, tf32: bool = False, launch: float = LAUNCH) -> float:
+    """Estimated time of a launch, of which Python takes `launch`."""
     computing = call.gemm_flops / (device.tf32 if tf32 else device.float32) + call.other_flops / device.float32
-    return LAUNCH + max(call.bytes / device.bandwidth, computing)
+    return launch + max(call.bytes / device.bandwidth, computing)
 
 
-def estimate(config: TrainConfig, device: Gpu) -> dict[str, Any]:
+def estimate(config: TrainConfig, device: Gpu, *, launch: float = LAUNCH) -> dict[str, Any]:
     """The ledger of a step: a row for each op, those that take longest first, the last the total; what else it takes;
     and the estimated times of the step and of the whole run."""
     step, rows = count_step(config), dict[str, dict[str, Any]]()
@@ -89,7 +89,7 @@ def estimate(config: TrainConfig, device: Gpu) -> dict[str, Any]:
             row["launches"] += 1
             row["bytes"] += call.bytes
             row["flops"] += call.gemm_flops + call.other_flops
-            row["ms"] += 1000 * seconds(call, device, tf32=config.tf32)
+            row["ms"] += 1000 * seconds(call, device, tf32=config.tf32, launch=launch)
     ordered = sorted(rows.values(), key=lambda row: (row["op"] == "total", -row["ms"]))
     took = ordered[-1]["ms"] / 1000
     return {

@@ -138,6 +138,7 @@ def test_what_the_readme_says_of_the_paper_on_a_gpu() -> None:
     (launches, memory, times), (plain_launches, plain_memory, plain_times) = said
     sentence = (
         f"A step of it is {launches}, needs {memory} at most and, by an estimate from published peaks, {times} ms on "
-        f"an H100, an A100 and an RTX 4090; with `--kernels plain` {plain_launches}, {plain_memory} and {plain_times} ms"
+        f"an H100, an A100 and an RTX 4090; with `--kernels plain` {plain_launches}, {plain_memory} and {plain_times} "
+        "ms (`microumup bench --ledger --gpu h100`"
     )
     assert sentence in " ".join((ROOT / "README.md").read_text().split())
