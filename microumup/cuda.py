@@ -255,8 +255,8 @@ KERNEL adamw(float *w, const float *g, float *m, float *v, float to_g, float to_
 }
 """
 
-SOURCES = {  # by the names of the kernels, complete
-    name: PREAMBLE + source
+SOURCES = {  # by the names of the kernels, complete; as ASCII, since CuPy writes them to files in the locale's encoding
+    name: (PREAMBLE + source).encode("ascii", "replace").decode()
     for source in (
         QUANTIZE, EMBEDDING, RMS_NORM, ROPE, ATTENTION, GATED_SILU, RESIDUAL_ADD, CROSS_ENTROPY, ADAMW
     )

@@ -162,6 +162,9 @@ def attention_forward(
     """ops.attention for some sequences, or some queries of one, at a time: SCORES elements of p at most.
 
     No p is kept: backward computes it again, which is one more product of four and a small part of a step.
+
+    CuPy copies what is not C-contiguous before it multiplies stacks of matrices. So p and dp, the large ones, are
+    multiplied as they lie: pᵀ dy is (dyᵀ p)ᵀ.
     """
     score_scale, scale = checks.attention(q, k, v, head_dim, score_scale, scale)
     y = xp_of(q).empty(q.shape, dtype=q.dtype)
@@ -181,12 +184,12 @@ def attention_backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
     for some, rows, seen in _parts(qh, kh):
         p = _softmax(qh[some, :, rows], kh[some, :, seen], score_scale, 1.0)  # (b, H, t, s)
         # y = p v
-        dvh[some, :, seen] += p.swapaxes(-1, -2) @ dyh[some, :, rows]
-        dp = _dense(dyh[some, :, rows] @ vh[some, :, seen].swapaxes(-1, -2))
+        dvh[some, :, seen] += _transposed(_transposed(dyh[some, :, rows]) @ p)
+        dp = _dense(dyh[some, :, rows] @ _transposed(vh[some, :, seen]))
         # p = softmax(scores): dscores = p · (dp - Σ_s p dp); scores = score_scale · q kᵀ + mask
         cuda.rows("softmax_backward", p.size // p.shape[-1], p.shape[-1], p, dp, score_scale, p.shape[-1])
         dqh[some, :, rows] = dp @ kh[some, :, seen]
-        dkh[some, :, seen] += dp.swapaxes(-1, -2) @ qh[some, :, rows]
+        dkh[some, :, seen] += _transposed(_transposed(qh[some, :, rows]) @ dp)
         del p, dp
     return dq, dk, dv
 
@@ -202,9 +205,13 @@ def _parts(qh: Array, kh: Array) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(b, b + sequences), rows, slice(S - T + rows.stop)
 
 
+def _transposed(x: Array) -> Array:
+    return x.swapaxes(-1, -2)
+
+
 def _softmax(q: Array, k: Array, score_scale: float, factor: float) -> Array:
     """factor · softmax(score_scale · q kᵀ + mask). q (b, H, t, K), k (b, H, s, K) -> (b, H, t, s)."""
-    p = _dense(q @ k.swapaxes(-1, -2))
+    p = _dense(q @ _transposed(k))
     *_, t, s = p.shape
     cuda.rows("softmax_forward", p.size // s, s, p, score_scale, factor, t, s)
     return p

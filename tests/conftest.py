@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import small_runs
 
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 
 Refused = Callable[[Callable[[list[str]], int], list[str]], str]
 

@@ -25,7 +25,8 @@ import numpy as np
 from microumup import cli, fused
 from microumup.backend import Array
 from microumup.config import PRESETS, TrainConfig
-from microumup.data import BYTES, ByteTokenizer, Corpus, batch
+from microumup.corpora import BYTES, ByteTokenizer
+from microumup.data import Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
 from microumup.lab import ledger, roofline
 from microumup.lab.roofline import GPUS

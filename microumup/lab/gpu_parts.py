@@ -21,7 +21,8 @@ import numpy as np
 from microumup import __version__, gpu, ops
 from microumup.backend import Array, to_device, to_host, xp_of
 from microumup.config import PRESETS, TrainConfig
-from microumup.data import BYTES, ByteTokenizer, Corpus, load_corpus
+from microumup.corpora import BYTES, ByteTokenizer
+from microumup.data import Corpus, load_corpus
 from microumup.fp8 import FORMATS, quantize
 from microumup.interop import reference
 from microumup.interop.cases import PAIRS

@@ -14,7 +14,8 @@ import numpy as np
 
 from microumup import cli, gpu
 from microumup.config import PRESETS, TrainConfig
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 from microumup.lab import search, shapes
 from microumup.lab.ledger import Call
 from microumup.lab.tables import text_table

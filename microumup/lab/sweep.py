@@ -21,10 +21,11 @@ import numpy as np
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
-from microumup.corpora import Source, read_text, source
-from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.corpora import ByteTokenizer, Source, read_text, source
+from microumup.data import Corpus, load_corpus
 from microumup.diverged import Diverged, check_finite
 from microumup.lab import search
+from microumup.lab.optima import ending
 from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
 from microumup.lab.workers import bar, connect, new_seats, work_off
@@ -353,11 +354,16 @@ def main(argv: list[str] | None = None) -> int:
     if stages:
         say(f"{search.account(stages)}\n")
     say(f"every run: {args.out / 'table.csv'}")
+    gridded = [kept[id] for id in unique if id in kept] if "lr" in names and args.random == inf else []
+    lines, models = ending(gridded, names, args.out)
+    for line in lines:
+        say(line)
     for id, error in crashed.items():
         parser.complain(f"run {id} crashed: {error}")
     cli.json_line(args, {
         "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
-        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
+        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "optima": models,
+        "crashed": crashed,
     })  # fmt: skip
     return 1 if crashed else 0
 

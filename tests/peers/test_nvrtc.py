@@ -11,7 +11,7 @@ from microumup import cuda
 
 compiler = pytest.importorskip("cupy.cuda.compiler", reason="needs CuPy and NVRTC: pip install 'microumup[gpu-check]'")
 SOURCES = sorted(set(cuda.SOURCES.values()))
-LIKE_CUPY = ("--std=c++17", "-ftz=true")  # what it puts behind the options it is given
+LIKE_CUPY = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")  # what it adds to the given options
 
 
 def names(source: str) -> list[str]:
