@@ -47,7 +47,7 @@ def _gpu_problem() -> str:
     """Reason why no GPU can be used here, in a few words; empty when one can."""
     try:
         cupy = importlib.import_module("cupy")
-        if gpu_count() == 0:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
             return "CuPy finds no GPU"
         cupy.zeros(1) + 1  # compiles a kernel, which needs more than a driver
     except ModuleNotFoundError:
@@ -57,15 +57,10 @@ def _gpu_problem() -> str:
     return ""
 
 
-def gpu_count() -> int:
-    """Number of GPUs that CuPy sees; fewer than there are where CUDA_VISIBLE_DEVICES says so."""
-    return int(importlib.import_module("cupy").cuda.runtime.getDeviceCount())
-
-
 def use_tf32(on: bool, device: str) -> None:
     """Let float32 products on a GPU round what they multiply to TF32, or not. Raises ValueError where none can."""
     cupy = importlib.import_module("cupy") if device == "gpu" else None
-    if on and (cupy is None or int(cupy.cuda.Device().compute_capability) < 80):
+    if on and not (cupy and int(cupy.cuda.Device().compute_capability) >= 80):
         raise ValueError("--tf32: is for a GPU of compute capability 8.0 or more; leave it out")
     if cupy:  # CUPY_TF32 would do it too, but CuPy reads that once, and a process of a sweep makes many runs
         linalg = cupy._core._routines_linalg

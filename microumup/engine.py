@@ -121,7 +121,7 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
                 raise ValueError(f"{node.op}: the gradient of input {position} is {found}, the input is {expected}")
             x.accumulate(grad)
         if not keep:
-            node.grad, node.saved, node.inputs = None, None, ()  # or a loss that is kept would keep all activations
+            node.inputs, node.grad, node.saved = (), None, None
 
 
 def tape(y: Tensor) -> list[Tensor]:

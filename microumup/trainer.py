@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from microumup import checks, fused, records
+from microumup import checks, fused, gpu, records
 from microumup.backend import Array, to_device, to_host, use_tf32, xp_of
 from microumup.config import TrainConfig
 from microumup.cpu import Arrays, Threads, keep_freed_memory
@@ -43,8 +43,8 @@ class Trainer:
         self.corpus, self.device, self.threads = corpus, device, Threads(c.threads)
         use_tf32(c.tf32, device)
         keep_freed_memory()
-        fast = c.kernels == "fast" and device == "cpu"
-        self.kernels = fused.KERNELS if fast else {}
+        fast = c.kernels == "fast" and (fused if device == "cpu" else gpu)
+        self.kernels = fast.KERNELS if fast else {}
         self.plan = plan(c, batch_tokens=c.batch_size * c.seq_len).weighted(c.loss_scale)
         self.params = {name: to_device(w, device) for name, w in init_params(c, c.seed).items()}
         settings: dict[str, Any] = {"lr": c.eta, "weight_decay": c.weight_decay, "decay": c.decay}
@@ -52,7 +52,7 @@ class Trainer:
         self.per_effective = {name: constants[name] * w.A for name, w in self.plan.weights.items()}
         if c.optimizer == "adamw":
             lr_factors = {name: w.C for name, w in self.plan.weights.items()}
-            settings |= {"rule": fused.adamw if fast else adamw, "betas": (c.beta1, c.beta2), "eps": c.adam_eps}
+            settings |= {"rule": fast.adamw if fast else adamw, "betas": (c.beta1, c.beta2), "eps": c.adam_eps}
             self.optimizer: AdamW | SGD = AdamW(self.params, lr_factors, **settings, threads=self.threads)
         else:
             self.optimizer = SGD(self.params, constants, **settings, threads=self.threads)

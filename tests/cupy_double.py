@@ -11,8 +11,8 @@ it), an element written twice (CuPy leaves either value), a list or numpy array 
 
     syncs      waits of the host: for numbers of the device, or for how many there are (flatnonzero, a mask as an index)
     uploads    arrays sent to it, also those that CuPy sends unasked: where more than eight arrays are joined, for one
-    launches   kernels started: one for a call that computes or copies, those of its parts for one that is composed, none
-               for a view. CuPy starts a few more, to make an operand of a product contiguous, or for a large reduction
+    launches   kernels started: one for a call that computes or copies, those of its parts for one that is composed,
+               none for a view. CuPy starts a few more, as to make an operand of a product contiguous
 
 `memory` holds the bytes of all arrays that are alive, `now` and at their `peak`, each rounded up to CuPy's unit of 512.
 What a library takes for itself on the way, to sort or to multiply, is not in it.
@@ -146,7 +146,8 @@ def _index(index):
                 counts["syncs"] += 1  # the True have to be counted first
         elif not (part is None or part is Ellipsis or isinstance(part, int | np.integer | slice)):
             raise TypeError(f"CuPy uploads an index that is a {type(part)}; upload it yourself, once")
-    return tuple(map(_argument, parts))
+    whole = () if any(part is Ellipsis for part in parts) else (Ellipsis,)  # or NumPy would copy a single element
+    return (*map(_argument, parts), *whole)
 
 
 class ufunc:  # noqa: N801 - CuPy's name
@@ -339,7 +340,7 @@ def _attribute(name):
 
 
 def _reading(convert):
-    return lambda x, *args: convert(x.get(), *args)
+    return (lambda x, spec: format(x.get(), spec)) if convert is format else lambda x: convert(x.get())
 
 
 compute_types: dict[str, int] = {}  # of products, by dtype
