@@ -27,9 +27,9 @@ from microumup.fp8 import FORMATS, quantize
 from microumup.interop import reference
 from microumup.interop.cases import PAIRS
 from microumup.lab.gradcheck import cases
-from microumup.lab.roofline import GPUS, LAUNCH, Gpu, estimate, new_trainer
+from microumup.lab.roofline import GPUS, LAUNCH, Gpu, estimate
 from microumup.parametrization import SCHEMES
-from microumup.trainer import train
+from microumup.trainer import Trainer, train
 
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests"  # in a checkout
 DEFAULT: dict[str, Any] = {}  # options of the default run
@@ -187,7 +187,7 @@ def losses() -> Found:
         found = []
         for device, kernels in (("cpu", "plain"), ("gpu", "plain"), ("gpu", "fast")):
             c = replace(config, kernels=kernels)
-            trainer = new_trainer(c, corpus, device)
+            trainer = Trainer(c, corpus, device)
             found.append([trainer.update(step)[0] for step in range(LOSSES)])
         cpu, *others = map(np.array, found)
         error = max(float(np.max(np.abs(other / cpu - 1))) for other in others)
@@ -312,7 +312,7 @@ def speed() -> Found:
 
 def _step_seconds(config: TrainConfig) -> float:
     """Time of a step, its wait for the device included: the median of ROUNDS, after two that compile."""
-    trainer, times = new_trainer(config, _corpus(config)[0]), []
+    trainer, times = Trainer(config, _corpus(config)[0], "gpu"), []
     for step in range(ROUNDS + 2):
         began = perf_counter()
         trainer.update(step)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup import cli, gpu
+from microumup import cli
 from microumup.config import PRESETS, TrainConfig
 from microumup.corpora import ByteTokenizer
 from microumup.data import Corpus
@@ -56,22 +56,12 @@ def count_step(config: TrainConfig, *, copies: bool = True) -> Step:
     """What a step of the config asks of a GPU, by `config.kernels`."""
     tokens = np.zeros(config.seq_len + 1, np.uint16)  # as good as any: shapes are all that is looked at
     with shapes.installed(copies=copies) as meter:
-        trainer = new_trainer(config, Corpus("no text", tokens, tokens, ByteTokenizer()))
+        trainer = Trainer(config, Corpus("no text", tokens, tokens, ByteTokenizer()), "gpu")
         trainer.launch(0)  # after which all that is kept from step to step is there
         meter.clear()
         held = meter.live
         trainer.launch(1)
         return Step(meter.calls, meter.syncs, meter.uploads, held, meter.peak)
-
-
-def new_trainer(config: TrainConfig, corpus: Corpus, device: str = "gpu") -> Trainer:
-    """A Trainer whose ops and update rule are, on a GPU, the kernels' if the config wants them."""
-    trainer = Trainer(config, corpus, device)
-    if config.kernels == "fast" and device == "gpu":
-        trainer.kernels = gpu.KERNELS
-        if config.optimizer == "adamw":
-            trainer.optimizer.rule = gpu.adamw  # type: ignore[union-attr]
-    return trainer
 
 
 def seconds(call: Call, device: Gpu, *, tf32: bool = False, launch: float = LAUNCH) -> float:

@@ -17,7 +17,7 @@ from microumup.config import TrainConfig
 from microumup.data import Corpus
 from microumup.lab import ledger, shapes
 from microumup.lab.ledger import Call
-from microumup.lab.roofline import Step, count_step, new_trainer
+from microumup.lab.roofline import Step, count_step
 from microumup.lab.sweep import flops
 from microumup.trainer import Trainer
 
@@ -41,7 +41,7 @@ def on_the_double(config: TrainConfig, corpus: Corpus, monkeypatch: pytest.Monke
     ops.turns.cache_clear()  # or RoPE's angles would be those of another test
     cupy_double.install(monkeypatch)
     before = cupy_double.memory.now
-    trainer = new_trainer(config, corpus)
+    trainer = Trainer(config, corpus, "gpu")
     trainer.launch(0)
     cupy_double.counts.clear()
     cupy_double.memory.start()
