@@ -7,6 +7,7 @@ from microumup import __version__, cli
 
 COMMANDS = {
     "train": ("microumup.lab.from_sweep", "train a Llama on text; also python -m microumup.train"),
+    "data": ("microumup.prepare", "make WikiText-103 ready for --preset paper, or tokens of a text of your own"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "explain": ("microumup.lab.explain", "every number a scheme gives each weight: why a model does not learn"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
@@ -21,6 +22,7 @@ COMMANDS = {
     "fit_scale": ("microumup.lab.fit_scale", "a multiplier rule for an op the paper lacks: measured, fitted, printed"),
     "vectors": ("microumup.interop.vectors", "golden vectors: write them, check what another program made of them"),
     "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
+    "gpu-report": ("microumup.lab.gpu_report", "for someone with a GPU: does it all run there, right and fast? A page"),
     "bench": ("microumup.lab.bench", "the speed of a step, against PyTorch, unit-scaling and its own matrix products"),
 }
 

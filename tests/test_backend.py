@@ -2,18 +2,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import cupy_double
 import numpy as np
 import pytest
-from cupy_double import counts
+from cupy_double import compute_types, counts
 
 from microumup import backend
-from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, xp_of
-
-
-@pytest.fixture
-def double(monkeypatch):
-    return cupy_double.install(monkeypatch)
+from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, use_tf32, xp_of
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -128,6 +122,26 @@ def test_an_array_comes_back_from_the_device_as_it_went(double):
     assert counts == {"uploads": 1, "syncs": 1}
 
 
+# ---- TF32 ----
+
+
+def test_products_are_in_float32_unless_tf32_is_asked_for_and_again_after_it(double):
+    kinds = double._core._routines_linalg
+    for on in (False, True, False):  # as the runs of a sweep in one process
+        use_tf32(on, "gpu")
+        assert compute_types == {"f": kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT}
+
+
+@pytest.mark.parametrize("device", ["cpu", "an old GPU"])
+def test_tf32_is_refused_where_there_is_none(monkeypatch, double, device):
+    monkeypatch.setattr(double.cuda, "Device", lambda: SimpleNamespace(compute_capability="75"))
+    device = "gpu" if "GPU" in device else device
+    use_tf32(False, device)
+    with pytest.raises(ValueError, match=r"^--tf32: is for a GPU of compute capability 8\.0 or more; leave it out$"):
+        use_tf32(True, device)
+    assert 7 not in compute_types.values()
+
+
 # ---- scatter_add ----
 
 
@@ -163,3 +177,10 @@ def test_scatter_add_gives_the_same_bits_again(device):
     index, values = rng.integers(10, size=1000), rng.standard_normal((1000, 4)).astype(np.float32)
     first, second = (scatter_add(10, to_device(index, device), to_device(values, device)) for _ in range(2))
     assert to_host(first).tobytes() == to_host(second).tobytes()
+
+
+def test_scatter_add_never_waits_for_a_gpu(double):
+    index, values = to_device(np.array([3, 1, 3]), "gpu"), to_device(np.ones((3, 2), np.float32), "gpu")
+    counts.clear()
+    scatter_add(5, index, values)
+    assert (counts["syncs"], counts["uploads"]) == (0, 0)
