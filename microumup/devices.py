@@ -11,8 +11,8 @@ from microumup.backend import choose_device, to_device, xp_of
 def use_tf32(on: bool, device: str) -> None:
     """Let float32 products on a GPU round what they multiply to TF32, or not, in this process from now on.
 
-    Raises ValueError for a CPU, and a GPU before compute capability 8.0. CUPY_TF32, the environment variable, would not do: CuPy
-    reads it at the first product alone, while a process of a sweep makes many runs, one in TF32, the next without.
+    Raises ValueError for a CPU, and for a GPU before compute capability 8.0. The environment variable CUPY_TF32 would
+    not do: CuPy reads it at the first product alone, and a process of a sweep makes runs with TF32 and without.
     """
     xp = xp_of(to_device(np.zeros(0), device))
     if on and (xp is np or int(xp.cuda.Device().compute_capability) < 80):
