@@ -68,7 +68,7 @@ def to_host(array: Array) -> Array:
 def scatter_add(rows: int, index: Array, values: Array) -> Array:
     """out[i] = the sum of values[j] over all j with index[j] == i. index (N,), values (N, D) -> out (rows, D).
 
-    Sorting first gives the same bits on every run, which an atomic scatter-add on a GPU would not. There each sum is the
+    Sorting first gives the same bits on every run, as an atomic scatter-add on a GPU could not. There each sum is the
     difference of two cumulative ones, in float64: to learn how many ids occur, the host would wait for the device.
     """
     xp = xp_of(values)
