@@ -34,9 +34,7 @@ def choose_device(name: str) -> str:
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"--device: {name!r} is not one of auto, cpu, gpu")
-    if name == "cpu":
-        return "cpu"
-    problem = _gpu_problem()
+    problem = "it is not asked for" if name == "cpu" else _gpu_problem()
     if problem and name == "gpu":
         mend = f"{install_hint('gpu13')} (gpu13: CuPy for CUDA 13; gpu: for CUDA 12)"
         raise ValueError(f"--device gpu: {problem}; {mend}, or use --device cpu")
@@ -57,16 +55,6 @@ def _gpu_problem() -> str:
     return ""
 
 
-def use_tf32(on: bool, device: str) -> None:
-    """Let float32 products on a GPU round what they multiply to TF32, or not. Raises ValueError where none can."""
-    cupy = importlib.import_module("cupy") if device == "gpu" else None
-    if on and not (cupy and int(cupy.cuda.Device().compute_capability) >= 80):
-        raise ValueError("--tf32: is for a GPU of compute capability 8.0 or more; leave it out")
-    if cupy:  # CUPY_TF32 would do it too, but CuPy reads that once, and a process of a sweep makes many runs
-        linalg = cupy._core._routines_linalg
-        linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if on else linalg.COMPUTE_TYPE_DEFAULT)
-
-
 def to_device(array: Array, device: str) -> Array:
     """`array` in the memory of `device` (`cpu` or `gpu`); no copy where it is already there."""
     return importlib.import_module("cupy").asarray(array) if device == "gpu" else to_host(array)
@@ -80,17 +68,15 @@ def to_host(array: Array) -> Array:
 def scatter_add(rows: int, index: Array, values: Array) -> Array:
     """out[i] = the sum of values[j] over all j with index[j] == i. index (N,), values (N, D) -> out (rows, D).
 
-    Sorting first makes the order of the additions, and so the last bit of the result, the same on every run,
-    on a GPU too, where an atomic scatter-add would not. There each sum is the difference of two cumulative ones, so
-    float64 on the way: how many ids occur, which the other way needs, is something that the host would wait for.
+    Sorting first gives the same bits on every run, as an atomic scatter-add on a GPU could not. There each sum is the
+    difference of two cumulative ones, in float64: to learn how many ids occur, the host would wait for the device.
     """
     xp = xp_of(values)
     order = xp.argsort(index, kind="stable")
     ids, values = index[order], values[order]
     if xp is not np:
-        bounds = xp.searchsorted(ids, xp.arange(rows + 1))  # row i gets the values from bounds[i] to bounds[i + 1]
         total = xp.concatenate((xp.zeros((1, values.shape[1])), xp.cumsum(values, axis=0, dtype=np.float64)))
-        return (total[bounds[1:]] - total[bounds[:-1]]).astype(values.dtype)
+        return xp.diff(total[xp.searchsorted(ids, xp.arange(rows + 1))], axis=0).astype(values.dtype)
     starts = np.flatnonzero(np.concatenate((np.ones(1, dtype=bool), ids[1:] != ids[:-1])))
     out = np.zeros((rows, values.shape[1]), dtype=values.dtype)
     out[ids[starts]] = np.add.reduceat(values, starts, axis=0, dtype=np.float64)

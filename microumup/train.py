@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from microumup import cli
-from microumup.backend import choose_device, use_tf32
+from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
 from microumup.corpora import BYTES
 from microumup.cpu import cores
 from microumup.data import Corpus, load_corpus
+from microumup.devices import use_tf32
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate

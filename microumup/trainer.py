@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from microumup import checks, fused, gpu, records
-from microumup.backend import Array, to_device, to_host, use_tf32, xp_of
+from microumup import checks, devices, fused, gpu, records
+from microumup.backend import Array, to_device, to_host, xp_of
 from microumup.config import TrainConfig
 from microumup.cpu import Arrays, Threads, keep_freed_memory
 from microumup.data import Corpus, batch, windows
@@ -41,7 +41,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, corpus: Corpus, device: str = "cpu") -> None:
         c = self.config = config
         self.corpus, self.device, self.threads = corpus, device, Threads(c.threads)
-        use_tf32(c.tf32, device)
+        devices.use_tf32(c.tf32, device)
         keep_freed_memory()
         fast = c.kernels == "fast" and (fused if device == "cpu" else gpu)
         self.kernels = fast.KERNELS if fast else {}
@@ -63,7 +63,6 @@ class Trainer:
         self.launch(step, watch=watch)
         return self.look()[-1]
 
-    @checks.ids_not_read()  # by the ops on a GPU: they are looked at here, before they go there
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # `look` finds what is no number
     def launch(self, step: int, *, watch: Watch | None = None) -> None:
         """One step, without a wait for a GPU: while it works, the host goes on to the next batch.
@@ -83,7 +82,7 @@ class Trainer:
             for start in range(share.start, share.stop, size := c.micro_batch or c.batch_size):
                 ids, hits = tokens[:, start : min(start + size, share.stop)]
                 part = len(ids) / c.batch_size
-                with using(self.kernels):
+                with using(self.kernels), checks.ids_not_read():  # they were, above
                     losses.append(out := loss(leaves, ids, hits, self.plan.weighted(part)))
                 value.append(part * out.data)
                 backpropagate(out, keep=watch is not None)  # adds to what the leaves have
@@ -99,10 +98,9 @@ class Trainer:
         losses, parts, grads = zip(*self.threads.run(gradients), strict=True)
         if watch:
             watch(step, [out for of_thread in losses for out in of_thread])
-        squares, xp = self.threads.over(add_up, *grads), xp_of(tokens)
-        norm = xp.sqrt(sum(square for of_thread in squares for square in of_thread))
+        norm = xp_of(tokens).sqrt(sum(part for of_thread in self.threads.over(add_up, *grads) for part in of_thread))
         if c.clip:
-            kept = xp.minimum(c.clip / norm, 1)
+            kept = xp_of(norm).minimum(c.clip / norm, 1)
             for g in grads[0].values():
                 g *= kept
         self.optimizer.step(grads[0], s)

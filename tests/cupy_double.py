@@ -274,6 +274,7 @@ FUNCTIONS = {
     **dict.fromkeys(("mean", "sum"), "a axis dtype out keepdims"),
     **dict.fromkeys(("ones_like", "zeros_like"), "a dtype order"),
     **dict.fromkeys(COUNTED[:3], "a"),
+    "diff": "a n axis",
     "argsort": "a axis kind",
     "ascontiguousarray": "a dtype",
     "clip": "a a_min a_max out",

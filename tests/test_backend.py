@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cupy_double import compute_types, counts
+from cupy_double import counts
 
 from microumup import backend
-from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, use_tf32, xp_of
+from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, xp_of
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -120,26 +120,6 @@ def test_an_array_comes_back_from_the_device_as_it_went(double):
     assert back.dtype == x.dtype
     np.testing.assert_array_equal(back, x)
     assert counts == {"uploads": 1, "syncs": 1}
-
-
-# ---- TF32 ----
-
-
-def test_products_are_in_float32_unless_tf32_is_asked_for_and_again_after_it(double):
-    kinds = double._core._routines_linalg
-    for on in (False, True, False):  # as the runs of a sweep in one process
-        use_tf32(on, "gpu")
-        assert compute_types == {"f": kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT}
-
-
-@pytest.mark.parametrize("device", ["cpu", "an old GPU"])
-def test_tf32_is_refused_where_there_is_none(monkeypatch, double, device):
-    monkeypatch.setattr(double.cuda, "Device", lambda: SimpleNamespace(compute_capability="75"))
-    device = "gpu" if "GPU" in device else device
-    use_tf32(False, device)
-    with pytest.raises(ValueError, match=r"^--tf32: is for a GPU of compute capability 8\.0 or more; leave it out$"):
-        use_tf32(True, device)
-    assert 7 not in compute_types.values()
 
 
 # ---- scatter_add ----

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microumup import __version__, checkpoint, cli
-from microumup.backend import choose_device, use_tf32
+from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
 from microumup.corpora import ByteTokenizer, Source, read_text, source
 from microumup.data import Corpus, load_corpus
+from microumup.devices import use_tf32
 from microumup.diverged import Diverged, check_finite
 from microumup.lab import search
 from microumup.lab.optima import ending

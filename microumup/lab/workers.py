@@ -15,10 +15,10 @@ from multiprocessing.process import BaseProcess
 from threading import RLock, Thread
 from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
-from microumup.backend import choose_device, install_hint, to_device, xp_of
+from microumup.backend import choose_device, install_hint
+from microumup.devices import visible
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -119,20 +119,6 @@ def shared_out(args: Namespace) -> tuple[str, int | list[str]]:
     if args.cluster:
         raise ValueError("--devices: is for this machine; start each worker of --cluster with its CUDA_VISIBLE_DEVICES")
     return "gpu", visible(args.devices)
-
-
-def visible(devices: Sequence[int]) -> list[str]:
-    """These GPUs, counted from 0 among those that this process sees, in CUDA's words.
-
-    Raises ValueError where one of them does not exist.
-    """
-    there = xp_of(to_device(np.zeros(1), choose_device("gpu"))).cuda.runtime.getDeviceCount()  # CuPy's
-    for device in devices:
-        if device >= there:
-            found = f"{there} of them, 0 to {there - 1}" if there > 1 else "one alone, 0"
-            raise ValueError(f"--devices: there is no GPU {device}; CuPy finds {found}")
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [names.split(",")[device].strip() if names else str(device) for device in devices]
 
 
 def follow_parent(device: str = "") -> None:

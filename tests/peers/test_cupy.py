@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from test_double import MISSING, MISSING_METHODS
 
-from microumup import cuda
-from microumup.backend import use_tf32
+from microumup import cuda, devices
 
 real = pytest.importorskip("cupy", reason="needs CuPy: pip install 'microumup[gpu-check]'")
 
@@ -85,11 +84,13 @@ def test_what_it_refuses_for_want_of_a_method_cupy_lacks(name: str) -> None:
     assert not hasattr(real.ndarray, name)
 
 
-def test_tf32_is_off_by_name() -> None:
+def test_tf32_is_off_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs no device: the package's own call of it, and CuPy's answer."""
+    monkeypatch.setattr(devices, "to_device", lambda *_: None)
+    monkeypatch.setattr(devices, "xp_of", lambda _: real)
     linalg = real._core._routines_linalg
     linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_FP32)
-    use_tf32(False, "gpu")
+    devices.use_tf32(False, "gpu")
     assert linalg.get_compute_type(np.float32) == linalg.COMPUTE_TYPE_DEFAULT
 
 

@@ -16,7 +16,7 @@ from microumup.lab import sweep as module
 from microumup.lab import workers
 from microumup.lab.figures import command as figures
 from microumup.lab.sweep import Job, Record, load_results, main
-from microumup.lab.workers import InThisProcess, Seat, new_seats, visible, work_off
+from microumup.lab.workers import InThisProcess, Seat, new_seats, work_off
 
 TINY: dict[str, Any] = {
     "width": 16,
@@ -40,23 +40,6 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two GPUs."""
     cupy_double.install(monkeypatch, devices=2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-# ---- Which ----
-
-
-@pytest.mark.usefixtures("two")
-@pytest.mark.parametrize(
-    ("seen", "names"),
-    [(None, ["0", "1"]), ("", ["0", "1"]), ("2, 5", ["2", "5"]), ("GPU-8a,GPU-3c", ["GPU-8a", "GPU-3c"])],
-)
-def test_devices_are_counted_among_those_that_this_process_sees(
-    monkeypatch: pytest.MonkeyPatch, seen: str | None, names: list[str]
-) -> None:
-    if seen is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert visible([0, 1]) == names
-    assert visible([1]) == names[1:]
 
 
 WRONG = {
