@@ -238,10 +238,11 @@ def _asarray(a, dtype=None):
     return ndarray(np.array(a, dtype))
 
 
-def _creation(numpy, launches: int):
+def _creation(name: str, parameters: list[str]):
     def function(*args, **options):
-        counts["launches"] += launches
-        return ndarray(numpy(*args, **options))
+        _call(name, parameters, args, options)
+        counts["launches"] += name != "empty"
+        return ndarray(getattr(np, name)(*args, **options))
 
     return function
 
@@ -256,7 +257,13 @@ UFUNCS = """
     invert isfinite isnan less less_equal log maximum minimum multiply negative not_equal power remainder rint sqrt
     square subtract tanh
 """
-CREATION = "arange empty full ones zeros"  # no parameter of theirs is an array: a 0-d one is no size
+CREATION = {  # no parameter of theirs is an array: a 0-d one is no size
+    "arange": "start stop step dtype",
+    "empty": "shape dtype order",
+    "full": "shape fill_value dtype order",
+    "ones": "shape dtype order",
+    "zeros": "shape dtype order",
+}
 COUNTED = ("flatnonzero", "nonzero", "argwhere", "unique")  # the size of what they give depends on what is there
 LAUNCHES = dict.fromkeys(COUNTED, 3) | {"argsort": 2, "cumsum": 2, "triu": 2, "empty_like": 0}  # of all others 1
 UNNAMED = ("vdot", "where")  # NumPy has other names for their parameters, or none
@@ -365,8 +372,8 @@ def _build() -> None:
         setattr(cupy, name, getattr(np, name))
     for name in UFUNCS.split():
         setattr(cupy, name, ufunc(name))
-    for name in CREATION.split():
-        setattr(cupy, name, _creation(getattr(np, name), launches=int(name != "empty")))
+    for name, parameters in CREATION.items():
+        setattr(cupy, name, _creation(name, parameters.split()))
     for name, parameters in FUNCTIONS.items():
         setattr(cupy, name, _function(name, parameters.split()))
     cupy.asarray, cupy.einsum, cupy.ndarray, cupy.ufunc, cupy.RawKernel = _asarray, _einsum, ndarray, ufunc, RawKernel

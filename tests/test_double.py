@@ -38,6 +38,8 @@ REFUSED = {
     "axes of argmax": lambda xp, x: xp.argmax(x, axis=0, keepdims=True, out=x),
     "order= of einsum": lambda xp, x: xp.einsum("i->", x, order="C"),
     "kind of sort": lambda xp, x: xp.argsort(x, kind="quicksort"),
+    "device= of zeros": lambda xp, x: xp.zeros(3, device="cpu"),
+    "like= of arange": lambda xp, x: xp.arange(3, like=x),
     "out= in a tuple": lambda xp, x: xp.exp(x, out=(x,)),
     "dtype by name in view": lambda xp, x: x.view("uint32, 2"),
     "size from the device": lambda xp, x: xp.zeros(x.sum()),
