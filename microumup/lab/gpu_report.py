@@ -15,6 +15,7 @@ is written anew behind every part, and never over another file. Half an hour is 
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
@@ -49,7 +50,7 @@ class Outcome(NamedTuple):
 
 def command(name: str) -> list[str]:
     """The command that runs one part."""
-    return [sys.executable, "-m", "microumup", "gpu-report", "--run-part", name]
+    return [sys.executable, "-X", "faulthandler", "-m", "microumup", "gpu-report", "--run-part", name]
 
 
 def spawn(name: str, limit: float) -> Outcome:
@@ -62,6 +63,9 @@ def spawn(name: str, limit: float) -> Outcome:
     try:
         out, error = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
+        with suppress(OSError, AttributeError, subprocess.TimeoutExpired):
+            process.send_signal(signal.SIGUSR1)  # it says where it is
+            process.wait(1)
         _end(process)
         out, error = process.communicate()
         return Outcome(name, "took too long", perf_counter() - began, _last(out, error), {})
@@ -147,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
         check_least(args, limit=0)
         choose_device("gpu")
     if args.run_part:
+        if hasattr(faulthandler, "register"):
+            faulthandler.register(signal.SIGUSR1, file=2)
         found = gpu_parts.run(args.run_part)
         print(checkpoint.to_json(found._asdict()))
         return 0

@@ -32,15 +32,8 @@ IN_PLACE = {"softmax_forward": (0,), "softmax_backward": (1,), "cross_entropy": 
 FLOPS_PER_ELEMENT = 10  # of a kernel, about; its bytes take longer anyway
 SQUARE = {"places_by_token": 6}
 
-ATTRIBUTES = "shape dtype ndim size nbytes flags strides"
-OPERATORS = {
-    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "floordiv": "floor_divide",
-    "mod": "remainder", "pow": "power", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
-}  # fmt: skip
-ALONE = {  # operators that have no reflected and no in-place form
-    "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal",
-    "neg": "negative", "abs": "absolute", "invert": "invert",
-}  # fmt: skip
+ATTRIBUTES = ("shape", "dtype", "ndim", "size", "nbytes", "flags", "strides")
+OPERATORS = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power"}
 REDUCTIONS = ("sum", "mean", "max", "min")
 READINGS = {"__int__": int, "__float__": float, "__bool__": bool, "item": np.ndarray.item, "tolist": np.ndarray.tolist}
 VIEWS = ("swapaxes", "transpose", "view")
@@ -99,9 +92,9 @@ class ndarray:  # noqa: N801 - CuPy's name
         self._like, self._memory = like, memory
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ATTRIBUTES.split():
-            raise AttributeError(f"{name} is nothing that an array without data has")
-        return getattr(self._like, name)
+        if name in ATTRIBUTES:
+            return getattr(self._like, name)
+        raise AttributeError(f"{name} is nothing that an array without data has")
 
     def __len__(self) -> int:
         return len(self._like)
@@ -282,8 +275,6 @@ def _complete() -> None:
         setattr(ndarray, f"__{name}__", lambda x, y, f=_ufunc(function): f(x, y))
         setattr(ndarray, f"__r{name}__", lambda x, y, f=_ufunc(function): f(y, x))
         setattr(ndarray, f"__i{name}__", lambda x, y, f=_ufunc(function): f(x, y, out=x))
-    for name, function in ALONE.items():
-        setattr(ndarray, f"__{name}__", lambda *operands, f=_ufunc(function): f(*operands))
 
 
 _complete()

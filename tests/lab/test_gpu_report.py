@@ -1,6 +1,9 @@
 """The report about a GPU: end to end on the double of CuPy, and what becomes of parts that fail, crash or hang."""
 
+import faulthandler
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -190,11 +193,13 @@ def test_a_crash_is_its_last_lines(runs: Callable[[str], None]) -> None:
 
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(runs: Callable[[str], None], tmp_path: Path) -> None:
     started = tmp_path / "started"
-    runs(f"import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print('at work', flush=True); "
+    runs("import faulthandler, signal, subprocess; faulthandler.register(signal.SIGUSR1); "
+         "p = subprocess.Popen(['sleep', '60']); print('at work', flush=True); "
          f"open({str(started)!r}, 'w').write(str(p.pid)); p.wait()")  # fmt: skip
     outcome = spawn("device", 1.5)
     assert outcome.verdict == "took too long"
     assert "at work" in outcome.text
+    assert 'File "<string>", line 1 in <module>' in outcome.text  # where it was
     assert outcome.seconds < 30
     other = int(started.read_text())
     for _ in range(100):  # it is gone once init has seen to it
@@ -206,9 +211,23 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(runs: Callable[[str
 
 @pytest.mark.usefixtures("small")
 def test_a_part_as_the_command_runs_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_report.command("fp8")[1:] == ["-m", "microumup", "gpu-report", "--run-part", "fp8"]
     assert main(["--run-part", "fp8"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
+    assert faulthandler.unregister(signal.SIGUSR1)
+
+
+def test_a_report_by_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Path(__file__).parent.parent
+    double = f"import sys\nsys.path.append({str(here)!r})\nimport cupy_double\nsys.modules['cupy'] = cupy_double.cupy\n"
+    (tmp_path / "cupy.py").write_text(double)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, here.parent))))
+    cupy_double.install(monkeypatch)
+    assert main(["--parts", "device", "ops", "--out", str(tmp_path / "page.md"), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["parts"]
+    assert found["device"]["numbers"]["CuPy"] == "unknown"
+    assert found["ops"]["numbers"]["pairs"] >= 20
 
 
 # ---- The page ----
