@@ -21,6 +21,7 @@ CHAPTERS = (
 APPENDICES = {
     "checks": "checks of the ops' arguments",
     "limits": "what an option may be, and what there is memory for",
+    "devices": "GPUs as this machine has them: which there are, and how they multiply",
     "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
     "fused": "some pairs of ops.py once more, faster on a CPU",
     "cuda": "the kernels of gpu.py in CUDA, and their launch",

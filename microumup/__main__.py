@@ -22,6 +22,7 @@ COMMANDS = {
     "fit_scale": ("microumup.lab.fit_scale", "a multiplier rule for an op the paper lacks: measured, fitted, printed"),
     "vectors": ("microumup.interop.vectors", "golden vectors: write them, check what another program made of them"),
     "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
+    "gpu-report": ("microumup.lab.gpu_report", "for someone with a GPU: does it all run there, right and fast? A page"),
     "bench": ("microumup.lab.bench", "the speed of a step, against PyTorch, unit-scaling and its own matrix products"),
 }
 

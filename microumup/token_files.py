@@ -138,9 +138,9 @@ def writing(folder: Path) -> Iterator[None]:
 def read(folder: Path, mend: str) -> Tokens:
     """The token files in a folder. Raises ValueError, with the mend, where one is missing or was changed.
 
-    Every file is read once, a quarter of a megabyte at a time, for its checksum: that takes no memory, and a second
-    for each gigabyte or two, which is what it costs to know that no token was flipped. A file whose size is another is
-    not read at all.
+    Every file is read once, a quarter of a megabyte at a time, for its checksum: that takes no memory, and less than
+    two seconds for each gigabyte, which is what it costs to know that no token was flipped. A file whose size is
+    another is not read at all.
     """
     try:
         manifest = checkpoint.read_record(folder / "manifest.json")

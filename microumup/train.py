@@ -15,6 +15,7 @@ from microumup.config import PRESETS, TrainConfig
 from microumup.corpora import BYTES
 from microumup.cpu import cores
 from microumup.data import Corpus, load_corpus
+from microumup.devices import use_tf32
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None, tune: Tune | None = None) -> int:
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
         device = choose_device(args.device)
-        run = _resumed(args, say) if args.resume else _new(args, device, say, tune)
+        run = _resumed(args, device, say) if args.resume else _new(args, device, say, tune)
     try:
         with run:
             return _train(run, device, args, say)
@@ -103,14 +104,17 @@ def _new(args: argparse.Namespace, device: str, say: Callable[..., None], tune: 
         config, command = replace(config, lr=lr), command._replace(from_sweep=origin)
     check_least(command, save_every=1, save_minutes=0, log_scales=0, log_every=0, eval_every=0)
     check_memory(config)
+    use_tf32(config.tf32, device)
     return RunDir.create(args.out, config, _corpus(config, say), command)
 
 
-def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
+def _resumed(args: argparse.Namespace, device: str, say: Callable[..., None]) -> RunDir:
     other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
     if given := [*cli.given(args, TrainConfig), *other]:
         raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
-    run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
+    config = unfinished(args.resume)
+    use_tf32(config.tf32, device)
+    run = RunDir.resume(args.resume, _corpus(config, say))
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run
 

@@ -18,7 +18,7 @@ from microumup.lab.drifts import DRIFTS, SHRINK, Drifts, per_octave
 from microumup.lab.figures.rows import Rows, curve, over_seeds, place, values, where
 from microumup.lab.figures.settings import LAPTOP, MUP, MUP_SMALL, SP, UMUP
 from microumup.lab.search import Record
-from microumup.lab.statistics import Estimate, optimum
+from microumup.lab.statistics import Estimate, loss_at, optimum
 from microumup.lab.sweep import plain
 from microumup.lab.tables import read_table
 from microumup.lab.transfer import AXES, Transfer, command, draw, main, predict, read_run, read_sweep, report, total
@@ -388,3 +388,13 @@ def test_the_readme_shows_what_transfer_says() -> None:
     three = [each for each in committed(UMUP, 32, 64) if each["config"]["seed"] < 3]  # as its sweep
     text = report(predicted(three, {"width": 512}))
     assert f"```\n{text}\n```" in README, f"write into README.md:\n{text}"
+
+
+def test_the_readme_says_how_the_large_run_went() -> None:
+    """At the η to use, between two that were tried, it ends as it was expected to, to 0.03 nats."""
+    large = curve(read_table(CLONE / "docs" / "transfer-512.csv"))
+    losses = [f"{loss:.3f}" for _, loss in large]
+    assert f"an η of 2^0, 2^0.5 and 2^1 ends at {losses[0]}, {losses[1]} and {losses[2]} nats" in README
+    found = predicted(committed(UMUP, 32, 64), {"width": 512})
+    assert found.loss
+    assert abs(found.loss.value - loss_at(large, found.eta.value)) < 0.03
