@@ -135,10 +135,8 @@ LAPTOP = Setting(
         ("layers", 1): -0.5, ("layers", 8): 0.5,
     },
     seeds_of={
-        f"{MUP} 64": 6, f"{UMUP} 64": 6, f"{MUP} 128": 5, f"{UMUP} 128": 5, "widest": 3,
-        "casts": 6, "ranges": 25, "growth": 10, f"search {UMUP}": 12,
-        "steps 128": 8, "batch_size 4": 9, "batch_size 64": 9, "layers 8": 6,
-        "end width": 8, "end layers": 8, "end batch_size": 21,
+        f"{MUP} 64": 6, f"{UMUP} 64": 6, "casts": 6, "ranges": 25, "growth": 10, "steps 128": 8,
+        "end width": 6, "end layers": 8,
     },
 )  # fmt: skip
 
