@@ -21,6 +21,7 @@ class Command(NamedTuple):
     log_scales: int = 0  # steps between two looks at the ranges; 0: none
     log_every: int = 0  # steps between two waits for the device; 0: 1 on a CPU, 10 on a GPU
     eval_every: int = 0  # steps between two validations; 0: at the end alone
+    from_sweep: dict[str, Any] | None = None  # where η comes from, if from a sweep
 
 
 def without_retired(options: dict[str, Any]) -> dict[str, Any]:

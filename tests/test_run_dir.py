@@ -12,7 +12,8 @@ from test_corpora import SENTENCES
 from microumup import corpora, train
 from microumup.checkpoint import read_record, sealed, write_json
 from microumup.config import TrainConfig
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 from microumup.run_config import ADDED, NEWER, Command, load_config, read_config, without_retired
 from microumup.run_dir import RunDir, load_tokenizer, read_metrics
 
@@ -35,7 +36,7 @@ def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_a_saved_bpe_is_the_same(tmp_path: Path, corpus: Corpus) -> None:
     pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
-    tokenizer = corpora.train_bpe(SENTENCES.encode(), 300)
+    tokenizer = corpora.train_bpe([SENTENCES.encode()], 300)
     run = made(tmp_path / "run", replace(CONFIG, vocab_size=300), replace(corpus, tokenizer=tokenizer))
     loaded = load_tokenizer(run)
     text = SENTENCES[:200] + "日本 🙂"

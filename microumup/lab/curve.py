@@ -9,7 +9,8 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.data import BYTES, load_corpus
+from microumup.corpora import BYTES
+from microumup.data import load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
 from microumup.run_config import load_config

@@ -8,7 +8,8 @@ import pytest
 
 from microumup.backend import install_hint
 from microumup.config import ModelConfig, TrainConfig
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
