@@ -37,7 +37,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf, isfinite, nan, sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
 from microumup.lab import pictures as pic
 from microumup.lab.scales import Op, loss_with_logits, named_ops
-from microumup.lab.statistics import mean_interval
+from microumup.lab.slopes import Row, furthest_off, powers, row_of, slope_cells
 from microumup.lab.workers import run_all
 from microumup.limits import check_least
 from microumup.model import init_params
@@ -59,7 +59,6 @@ from microumup.parametrization import SCHEMES
 from microumup.plan import plan
 from microumup.ranges import rms_of
 
-TOLERANCE = 0.25
 WIDTHS = (64, 128, 256, 512, 1024)
 SEQ_LEN = 16
 
@@ -74,24 +73,6 @@ SAME_SIZE = ("attn_split", "ffn_split", "q_rope", "k_rope")  # not measured: the
 Sizes = dict[tuple[str, str], float]  # RMS by measure and tensor
 
 
-class Row(NamedTuple):
-    """Growth of a tensor's size with width or depth, and what it should be."""
-
-    measure: str  # init, effect or change
-    tensor: str
-    step: int  # updates so far
-    rms: tuple[float, ...]  # at every width or depth; the geometric mean over seeds
-    slope: float  # of log RMS over log width; the mean over seeds
-    interval: float  # 95 % confidence: slope ± interval; nan with one seed
-    expected: tuple[float, float]  # the least and the greatest right slope
-    verdict: str  # ok, too large, too small: the slope, and so the tensor in wide or deep models
-
-    @property
-    def off(self) -> float:
-        """Distance of the slope from what is expected; negative or 0 within."""
-        return max(self.expected[0] - self.slope, self.slope - self.expected[1])
-
-
 class Report(NamedTuple):
     """Findings of a check."""
 
@@ -104,10 +85,7 @@ class Report(NamedTuple):
     @property
     def judged(self) -> list[Row]:
         """Row of every tensor and measure that is furthest off what is expected."""
-        by_tensor: dict[tuple[str, str], list[Row]] = {}
-        for row in self.rows:
-            by_tensor.setdefault((row.measure, row.tensor), []).append(row)
-        return [max(rows, key=lambda row: row.off) for rows in by_tensor.values()]
+        return furthest_off(self.rows)
 
     @property
     def failed(self) -> list[Row]:
@@ -151,7 +129,7 @@ def coordcheck(
         for measure, tensor in tensors:
             if expected := expected_slope(measure, tensor, config, axis, fixed_heads=heads is not None):
                 rms = [[runs[model(size), seed][step][measure, tensor] for size in sizes] for seed in seeds]
-                rows.append(_row(measure, tensor, step, sizes, np.array(rms), expected))
+                rows.append(row_of(measure, tensor, step, sizes, np.array(rms), expected))
     return Report(config.scheme, axis, sizes, steps, rows)
 
 
@@ -233,30 +211,6 @@ def expected_slope(
     return half if (starts_small if measure == "init" else slow_embedding and tensor == "embedding") else zero
 
 
-def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:
-    """The slope of log RMS over log size by least squares, mean over seeds, and the ± of its 95 % confidence interval.
-
-    rms (seeds, sizes). The interval is nan with a single seed. The slope is inf where an RMS is not finite, and -inf
-    where one is 0.
-    """
-    if not np.isfinite(rms).all():
-        return inf, nan
-    if (rms == 0).any():
-        return -inf, nan
-    x = np.log(sizes)
-    x -= x.mean()
-    slope, _, high = mean_interval(np.log(rms) @ x / (x @ x))  # (seeds,)
-    return slope, nan if high is None else high - slope
-
-
-def _row(measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array, expected: tuple[float, float]) -> Row:
-    slope, interval = slope_and_interval(sizes, rms)
-    too_far = "too large" if slope > expected[1] + TOLERANCE else "too small" if slope < expected[0] - TOLERANCE else ""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.exp(np.log(rms).mean(axis=0))
-    return Row(measure, tensor, step, tuple(mean.tolist()), slope, interval, expected, too_far or "ok")
-
-
 def rule_behind(row: Row, axis: str) -> str:
     """Rule to look at when a tensor's size goes wrong."""
     weight = {"embedding": "input", "head": "output"}.get(row.tensor, "hidden" if row.tensor in LINEARS else "")
@@ -290,22 +244,15 @@ def reading(report: Report) -> str:
             f"{DRIFT_OVER_DEPTH if axis == 'depth' else ''}"
         )
     causes = [(row.measure, row.verdict, rule_behind(row, axis)) for row in failed]
-    (measure, verdict, rule), right = causes[0], _powers(failed[0].expected, axis)
+    (measure, verdict, rule), right = causes[0], powers(failed[0].expected, axis)
     alike = [row for row, cause in zip(failed, causes, strict=True) if cause == causes[0]]
     lr, models = "high" if verdict == "too large" else "low", "wide" if axis == "width" else "deep"
     consequence = f" One learning rate for all is too {lr} for {models} models." if measure != "init" else ""
     return (
         f"FAIL: {len(failed)} of {count} slopes are not as they should be. Look first at {rule}: "
         f"{MEASURES[measure][1]} of {', '.join(row.tensor for row in alike)} goes as "
-        f"{_powers([row.slope for row in alike], axis)} where {right} is right.{consequence}"
+        f"{powers([row.slope for row in alike], axis)} where {right} is right.{consequence}"
     )
-
-
-def _powers(slopes: Sequence[float], axis: str) -> str:
-    def power(slope: float) -> str:
-        return f"{axis}^{round(slope, 2) + 0:g}" if isfinite(slope) else "overflow" if slope > 0 else "zero"
-
-    return " to ".join(dict.fromkeys((power(min(slopes)), power(max(slopes)))))
 
 
 # ---- The command ----
@@ -362,8 +309,7 @@ def table(report: Report) -> str:
         for row in report.judged:
             if row.measure == measure:
                 rms = "".join(f"{rms:12.3g}" for rms in row.rms)
-                slope = f"{row.slope:8.2f} " + (f"± {row.interval:.2f}" if isfinite(row.interval) else "")
-                expected = " … ".join(dict.fromkeys(f"{slope:g}" for slope in row.expected))
+                slope, expected = slope_cells(row)
                 lines.append(f"  {row.tensor:12}{rms}{row.step:6}{slope:15}{expected:>12}  {row.verdict}")
     return "\n".join(lines)
 

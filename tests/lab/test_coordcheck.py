@@ -13,8 +13,9 @@ from microumup.config import ModelConfig
 from microumup.engine import Tensor
 from microumup.fp8 import LINEARS
 from microumup.lab import coordcheck as cc
-from microumup.lab.coordcheck import activations, coordcheck, effects, main, reading, slope_and_interval
+from microumup.lab.coordcheck import activations, coordcheck, effects, main, reading
 from microumup.lab.scales import fresh_loss, loss_with_logits, named_ops
+from microumup.lab.slopes import row_of, slope_and_interval
 from microumup.model import init_params
 from microumup.multipliers import UnitScaled
 from microumup.ops import linear_forward
@@ -229,12 +230,12 @@ def test_what_is_no_positive_number_has_an_infinite_slope(bad, slope):
 )
 def test_a_slope_may_be_a_quarter_off(slope, expected, verdict):
     rms = np.array([[float(size) ** slope for size in WIDTHS]])
-    assert cc._row("effect", "q", 1, WIDTHS, rms, expected).verdict == verdict
+    assert row_of("effect", "q", 1, WIDTHS, rms, expected).verdict == verdict
 
 
 def test_the_step_that_is_furthest_off_is_judged():
     rows = [
-        cc._row("effect", "q", step, WIDTHS, np.array([[float(size) ** slope for size in WIDTHS]]), (-0.5, 0.0))
+        row_of("effect", "q", step, WIDTHS, np.array([[float(size) ** slope for size in WIDTHS]]), (-0.5, 0.0))
         for step, slope in ((1, -0.2), (2, 0.3), (3, -0.7))
     ]
     report = cc.Report("umup", "width", WIDTHS, 3, rows)
