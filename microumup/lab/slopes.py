@@ -35,22 +35,27 @@ class Row(NamedTuple):
 
 
 def row_of(
-    measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array, expected: tuple[float, float]
-) -> Row:
-    """The row of a tensor, judged, from its RMS (seeds, sizes)."""
+    measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array, expected: tuple[float, float],
+    *, beyond_chance: bool = False,
+) -> Row:  # fmt: skip
+    """The row of a tensor, judged, from its RMS (seeds, sizes).
+
+    `beyond_chance` asks more of a slope that is to be wrong: that its interval does not reach a right one.
+    """
     slope, interval = slope_and_interval(sizes, rms)
-    too_far = "too large" if slope > expected[1] + TOLERANCE else "too small" if slope < expected[0] - TOLERANCE else ""
+    room = max(TOLERANCE, interval) if beyond_chance and isfinite(interval) else TOLERANCE
+    too_far = "too large" if slope > expected[1] + room else "too small" if slope < expected[0] - room else ""
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.exp(np.log(rms).mean(axis=0))
     return Row(measure, tensor, step, tuple(mean.tolist()), slope, interval, expected, too_far or "ok")
 
 
 def furthest_off(rows: Iterable[Row]) -> list[Row]:
-    """Row of every tensor and measure that is furthest off what is expected, of all its steps."""
+    """Row of every tensor and measure that is furthest off what is expected, of all steps; a wrong one if any is."""
     by_tensor: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_tensor.setdefault((row.measure, row.tensor), []).append(row)
-    return [max(rows, key=lambda row: row.off) for rows in by_tensor.values()]
+    return [max(rows, key=lambda row: (row.verdict != "ok", row.off)) for rows in by_tensor.values()]
 
 
 def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:

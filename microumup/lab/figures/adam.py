@@ -30,14 +30,13 @@ LOG10_EPS = {  # by line: Adam's default, and on to where it was seen to hurt
 }
 DEFAULT = -8  # log10 of it, PyTorch's and ours
 RISE = 0.02  # nats
-SEEDS = 4
 ROOM, MORE_ROOM, STAYS = Criterion(low=5.0), Criterion(low=2.0), Criterion(-0.5, 0.5)
 AS_THEY_SAY = Criterion(-0.5, 0.5)  # half a decade: as much as lies between the weights of one model
 
 
 def recipe(setting: Setting, known: Known) -> Iterator[Run]:
     """Values of ε of every line, at the narrowest and the widest width that has every seed."""
-    for line, width, seed in product(LOG10_EPS, (setting.widths[0], setting.widths[-1]), range(SEEDS)):
+    for line, width, seed in product(LOG10_EPS, (setting.widths[0], setting.widths[-1]), range(setting.seeds)):
         for log10_eps in setting.some(LOG10_EPS[line]):
             options = {"width": width, "seed": seed, "steps": setting.search_steps, "adam_eps": 10.0**log10_eps}
             yield setting.run(line, **options)
@@ -111,7 +110,7 @@ def draw(data: Data) -> Any:
         ax.legend(fontsize=8, loc="upper left", frameon=False)
     axes[0, 0].set_ylabel(NATS)
     zoom(axes, data.runs, room=0.1)
-    text = f"line: mean over seeds · band: lowest to highest seed · marker: where ε costs {RISE} nats · gray: Adam's 1e-8"
+    text = f"line: mean over seeds · band: lowest to highest seed · marker: ε costs {RISE} nats · gray: Adam's 1e-8"
     return captioned(figure, text, {})
 
 
