@@ -23,9 +23,9 @@ that fall as width^-1/2, so its relative update may grow as width^1/2 until they
 η is 1/4 of the scheme's typical one: with all of it, in so short a training, seeds differ by more than is looked for,
 and in µP updates of v, o and up grow with width for a while, as width^0.3.
 The verdict is on --decay, or on independent decay with the others beside it. As in the short check a slope may be off
-by 1/4, at each of the four updates. But trainings differ more than first steps do, so here a slope is wrong only if its
-95 % interval over seeds does not reach what is right either; that of one seed is not known, and does not count. `sp` is
-held against the same and fails: its updates grow with width.
+by 1/4, at each of the four updates. But trainings differ more than first steps do: here one that is off by up to 0.4 is
+excused if its 95 % interval over seeds reaches what is right. `sp` is held against the same and fails: its updates grow
+with width.
 """
 
 from argparse import Namespace
@@ -104,7 +104,7 @@ def late(
         sizes = [[found[job(decay, width, seed)] for width in widths] for seed in seeds]
         rows[decay] = [
             row_of(*key, widths, np.array([[size[key] for size in of_seed] for of_seed in sizes]), expected(*key[:2]),
-                   beyond_chance=True)
+                   by_chance=True)
             for key in sizes[0][0]
         ]  # fmt: skip
     return Report(config.scheme, widths, config.steps, config.weight_decay, config.decay, rows)

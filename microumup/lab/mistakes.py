@@ -162,8 +162,7 @@ ZOO = {
         "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "late"),
     "adam-eps-1": Mistake(
         "Adam's ε as large as its gradients", "small against them, 1: App. A.4",
-        [(vars(module), "AdamW", CoarseAdamW) for module in (coordcheck, trainer)], "",
-        "the figure adam-eps, and a copy of the update whose ε is 0"),
+        [(vars(module), "AdamW", CoarseAdamW) for module in (coordcheck, trainer)], "coord late"),
     "eq-22-printed": Mistake(
         "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(multipliers=eq_22_as_printed)), "",
         "σ of all branches over that of the embedding, which is α_res no more; and Lemma C.1, which fails"),
