@@ -216,8 +216,10 @@ def of_decay(report: Report, decay: str) -> str:
             f"should be from the first to the last of {report.steps} updates. They cannot show what depth and longer "
             f"runs ask for."
         )
-    first, right = wrong[0], powers(wrong[0].expected, "width")
-    rule = rule_behind(first, rows)
+    first, rule = wrong[0], rule_behind(wrong[0], rows)
+    if rule.startswith("C,"):  # of which a wrong share only follows
+        first = next((row for row in wrong if row.measure == "update" and rule_behind(row, rows) == rule), first)
+    right = powers(first.expected, "width")
     alike = [r for r in wrong if (r.measure, r.verdict, rule_behind(r, rows)) == (first.measure, first.verdict, rule)]
     consequence = {
         ("share", "too small"): "One λ for all is too low for wide models.",

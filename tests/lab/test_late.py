@@ -167,6 +167,7 @@ def made_up(update=0.0, share=0.0, head=(0.0, 0.0), moment=50, decay="independen
         ({"share": 0.5}, "One λ for all is too high for wide models."),
         ({"update": 0.5, "share": -0.5}, "FAIL: with independent decay, λ = 0.0156, 14 of 16 slopes"),
         ({"update": 0.5, "share": -0.5}, "C, the learning rate factor, of the hidden weights"),
+        ({"update": 0.5, "share": -0.5}, "the relative update of q"),
         ({"update": -0.5}, "the factor of λ in weight decay"),  # it shrinks as the updates do
         ({"head": (1.0, -1.0)}, "C, the learning rate factor, of the output weights"),
     ],

@@ -118,9 +118,9 @@ FIGURES = [Figure(
     """Adam divides by √v̂ + ε, so an ε that is small against the gradients of one scheme is not against those of
 another. What the optimizer sees of a weight is the gradient by the effective weight, times c_W A: constants that are
 known without a run (`plan.gradient_constants`), and that u-µP chooses so that gradients are about 1. The criteria were
-fixed before the runs: from Adam's 1e-8 u-µP has 5 decades of room at least, and 2 more than µP; and the places where the
-loss begins to rise lie as far apart as the constants say. SP was to be here too and was left out after its first runs:
-at width 128 no ε up to 1e-3 cost anything, since the learning rate it shares with width 32 is too high there, and a large
-ε mends that.""",
+fixed before the runs: from Adam's 1e-8 u-µP has at least 5 decades of room, and 2 more than µP; and where the loss
+rises is as far apart as the constants say. SP was to be here too and was left out after its first runs: at width 128
+no ε up to 1e-3 cost anything, since the learning rate that it shares with width 32 is too high there, and a large ε
+mends that.""",
     claims, draw, recipe, ("width", "adam_eps", "vocab_size", "seed"), measure=constant,
 )]  # fmt: skip
