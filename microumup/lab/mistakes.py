@@ -135,7 +135,7 @@ ZOO = {
         "hidden LR 1/fan_in", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=lambda s: 1 / s.fan_in)),
         "coord transfer"),
     "hidden-lr-1": Mistake(
-        "hidden LR 1", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=one)), "coord transfer"),
+        "hidden LR 1", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=one)), "coord late transfer"),
     "embedding-lr-1": Mistake(
         "embedding LR 1", "fan_out^-1/2: App. A.3", row(input=embedding._replace(C=one)), "coord"),
     "branch-lr-1": Mistake(
@@ -143,7 +143,7 @@ ZOO = {
         "coord transfer"),
     "fans-swapped": Mistake(
         "fan_in taken for fan_out", "Table 1", fans_swapped("init_std", "A", "A_backward", "C"),
-        "scale coord transfer"),
+        "scale coord late transfer"),
     "fans-swapped-lr": Mistake("the same, in the LR alone", "Table 1", fans_swapped("C"), "coord"),
     "attention-sqrt": Mistake(
         "scores of 1/√K", "1/K: eq. (25)", row(score_scale=lambda K: K**-0.5), "scale coord transfer"),
