@@ -21,9 +21,13 @@ CHAPTERS = (
 APPENDICES = {
     "checks": "checks of the ops' arguments",
     "limits": "what an option may be, and what there is memory for",
+    "devices": "GPUs as this machine has them: which there are, and how they multiply",
     "cpu": "blocks, threads, memory and matrix products: all that exists for a processor's sake",
     "fused": "some pairs of ops.py once more, faster on a CPU",
-    "corpora": "where texts come from; BPE tokens",
+    "cuda": "the kernels of gpu.py in CUDA, and their launch",
+    "gpu": "most pairs of ops.py once more, for a GPU",
+    "corpora": "texts, shipped or your own; BPE tokens",
+    "token_files": "tokens on the disk, made once, mapped, known by checksums",
     "checkpoint": "files that are whole or not there, and know when they were changed",
     "diverged": "the end of a run whose numbers are none any more",
     "records": "the numbers that a step and a run leave",
@@ -34,6 +38,7 @@ APPENDICES = {
     "generate": "text from a trained model",
     "cli": "parts of every command",
     "train": "the command train",
+    "prepare": "the command data: WikiText-103, downloaded and tokenized",
 }
 
 

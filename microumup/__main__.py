@@ -6,7 +6,8 @@ from importlib import import_module
 from microumup import __version__, cli
 
 COMMANDS = {
-    "train": ("microumup.train", "train a Llama on text; also python -m microumup.train"),
+    "train": ("microumup.lab.from_sweep", "train a Llama on text; also python -m microumup.train"),
+    "data": ("microumup.prepare", "make WikiText-103 ready for --preset paper, or tokens of a text of your own"),
     "generate": ("microumup.generate", "let a trained model continue a text"),
     "explain": ("microumup.lab.explain", "every number a scheme gives each weight: why a model does not learn"),
     "gradcheck": ("microumup.lab.gradcheck", "check every gradient, of every op and of whole models"),
@@ -16,10 +17,12 @@ COMMANDS = {
     "zoo": ("microumup.lab.zoo", "planted mistakes, and which check catches which"),
     "fp8-gap": ("microumup.lab.fp8_gap", "what FP8 by a plain cast costs u-µP, and what it does to µP"),
     "sweep": ("microumup.lab.sweep", "many trainings: a grid, random points or an independent search; resumable"),
+    "transfer": ("microumup.lab.transfer", "the learning rate and loss of a large run, from a sweep of small ones"),
     "figures": ("microumup.lab.figures.command", "every figure of the paper: run, drawn, and judged in numbers"),
     "fit_scale": ("microumup.lab.fit_scale", "a multiplier rule for an op the paper lacks: measured, fitted, printed"),
     "vectors": ("microumup.interop.vectors", "golden vectors: write them, check what another program made of them"),
     "curve": ("microumup.lab.curve", "loss curves of runs, as a table or a picture"),
+    "gpu-report": ("microumup.lab.gpu_report", "for someone with a GPU: does it all run there, right and fast? A page"),
     "bench": ("microumup.lab.bench", "the speed of a step, against PyTorch, unit-scaling and its own matrix products"),
 }
 

@@ -34,9 +34,7 @@ def choose_device(name: str) -> str:
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"--device: {name!r} is not one of auto, cpu, gpu")
-    if name == "cpu":
-        return "cpu"
-    problem = _gpu_problem()
+    problem = "it is not asked for" if name == "cpu" else _gpu_problem()
     if problem and name == "gpu":
         mend = f"{install_hint('gpu13')} (gpu13: CuPy for CUDA 13; gpu: for CUDA 12)"
         raise ValueError(f"--device gpu: {problem}; {mend}, or use --device cpu")
@@ -70,14 +68,16 @@ def to_host(array: Array) -> Array:
 def scatter_add(rows: int, index: Array, values: Array) -> Array:
     """out[i] = the sum of values[j] over all j with index[j] == i. index (N,), values (N, D) -> out (rows, D).
 
-    Sorting first makes the order of the additions, and so the last bit of the result, the same on every run,
-    on a GPU too, where an atomic scatter-add would not. The sums are float64 on the way, as cupy takes each for the
-    difference of two cumulative sums.
+    Sorting first gives the same bits on every run, as an atomic scatter-add on a GPU could not. There each sum is the
+    difference of two cumulative ones, in float64: to learn how many ids occur, the host would wait for the device.
     """
     xp = xp_of(values)
     order = xp.argsort(index, kind="stable")
-    ids = index[order]
-    starts = xp.flatnonzero(xp.concatenate((xp.ones(1, dtype=bool), ids[1:] != ids[:-1])))
-    out = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
-    out[ids[starts]] = xp.add.reduceat(values[order], starts, axis=0, dtype=np.float64)
+    ids, values = index[order], values[order]
+    if xp is not np:
+        total = xp.concatenate((xp.zeros((1, values.shape[1])), xp.cumsum(values, axis=0, dtype=np.float64)))
+        return xp.diff(total[xp.searchsorted(ids, xp.arange(rows + 1))], axis=0).astype(values.dtype)
+    starts = np.flatnonzero(np.concatenate((np.ones(1, dtype=bool), ids[1:] != ids[:-1])))
+    out = np.zeros((rows, values.shape[1]), dtype=values.dtype)
+    out[ids[starts]] = np.add.reduceat(values, starts, axis=0, dtype=np.float64)
     return out

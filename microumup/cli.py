@@ -112,6 +112,14 @@ def few(text: str) -> int:
     return number
 
 
+def numbers(text: str) -> list[int]:
+    """`0,1,2`: whole numbers from 0 on, no two alike."""
+    found = [whole(part) for part in text.split(",")]
+    if min(found) < 0 or len({*found}) < len(found):
+        raise argparse.ArgumentTypeError(f"{text}: numbers from 0 on, each of them once; write 0,1,2")
+    return found
+
+
 def picture(text: str) -> Path:
     """A path whose suffix names a kind of picture."""
     if Path(text).suffix not in (".png", ".svg", ".pdf"):
@@ -126,6 +134,11 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "workers": ("processes{} (default: %(default)s)", {"type": few, "default": os.cpu_count() or 1, "metavar": "N"}),
     "cluster": ("run as tasks of this dask scheduler instead", {"metavar": "tcp://HOST:PORT"}),
     "device": ("auto, cpu or gpu (default: %(default)s)", {"default": "auto", "metavar": "NAME"}),
+    "devices": (
+        "GPUs to share out the runs to, one at a time each, as 0,1,2,3, instead of --workers and --device; a cluster's "
+        "workers have theirs by CUDA_VISIBLE_DEVICES",
+        {"type": numbers, "metavar": "N,N…"},
+    ),
     "plot": ("draw to FILE, a .png, .svg or .pdf", {"type": picture, "metavar": "FILE"}),
     "quiet": ("print nothing but errors, and --json's line", {"action": "store_true"}),
     "json": ("end with a line of JSON: {}", {"action": "store_true"}),

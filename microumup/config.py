@@ -95,7 +95,7 @@ TYPICAL_LR = ", ".join(f"{row.typical_lr:.3g} for {name}" for name, row in SCHEM
 class TrainConfig(ModelConfig):
     """The training. A model and how it is trained; raises ValueError, naming the option, for what cannot be."""
 
-    corpus: str = option("sotu", "sotu (State of the Union, shipped) or wikitext-103 (downloaded)")
+    corpus: str = option("sotu", "sotu (State of the Union, shipped) or wikitext-103 (made by microumup data prepare)")
     text: tuple[str, ...] = option((), "train on your own UTF-8 text files instead of a corpus", common=True)
     valid: tuple[str, ...] = option((), "held-out UTF-8 text files, validated on whole; else parts of the text (5 %)")
     batch_size: int = option(16, "B, sequences in a batch", common=True)

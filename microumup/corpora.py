@@ -1,19 +1,14 @@
-"""Sources of texts, and BPE tokens: the shipped corpus, files of your own, WikiText-103; the library `tokenizers`.
-
-The last two need the extra `data`; bytes of the shipped text, or of your own, do not.
-"""
+"""Texts, the shipped one and files of your own, and BPE tokens, by the library `tokenizers` of the extra `data`."""
 
 import hashlib
 import importlib
 import lzma
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from stat import S_ISREG
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,15 +17,9 @@ from microumup import checkpoint
 from microumup.backend import Array, install_hint
 from microumup.cpu import available_memory
 
+BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
 SOTU_SHA256 = "7619dbf74e613458aaef2a1efdf4c3a7a096939c20e390467e415be9634eb85b"
 SOTU_FOLDERS = (Path(__file__).parent / "_data", Path(__file__).parent.parent / "data")  # in a wheel, in a checkout
-
-WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
-WIKITEXT_SHA256 = {  # of the files of the Hugging Face dataset Salesforce/wikitext, wikitext-103-raw-v1
-    "train-00000-of-00002": "74da360f23826045b3e6ac6375411fdb15f003030aa74f2596ed08b857cb9212",
-    "train-00001-of-00002": "ba090ac30dbf5461e8dcbdd1a1b8e6f3cf9c2c756d64f0c1220450acd514f720",
-    "validation-00000-of-00001": "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c",
-}
 
 
 class Source(NamedTuple):
@@ -44,6 +33,34 @@ class Source(NamedTuple):
 def source(name: object, content: bytes) -> Source:
     """The Source of a text."""
     return Source(str(name), len(content), hashlib.sha256(content).hexdigest())
+
+
+class Tokenizer(Protocol):
+    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
+    the checksum `sha256`, None if it leaves nothing."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def sha256(self) -> str | None: ...
+    def encode(self, text: str) -> Array: ...
+    def decode(self, ids: ArrayLike) -> str: ...
+    def save(self, directory: Path) -> None: ...
+
+
+class ByteTokenizer:
+    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
+
+    vocab_size, sha256 = BYTES, None
+
+    def encode(self, text: str) -> Array:
+        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
+
+    def decode(self, ids: ArrayLike) -> str:
+        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
+
+    def save(self, directory: Path) -> None:
+        """Bytes need no file: that there is none says bytes."""
 
 
 class BpeTokenizer:
@@ -67,12 +84,11 @@ class BpeTokenizer:
             raise ValueError("--prompt: a byte in it is no UTF-8; a BPE knows text alone") from None
         return self.encode_pieces([text])
 
-    def encode_pieces(self, pieces: Iterable[str]) -> Array:
-        """The tokens of all pieces in one array, encoded on all cores."""
-        tokens, rest = [np.empty(0, np.uint16)], iter(pieces)
-        while group := list(islice(rest, 64)):  # a few at a time, as the library's records of them are bulky
-            tokens += [np.array(piece.ids, np.uint16) for piece in self._bpe.encode_batch(group)]
-        return np.concatenate(tokens)
+    def encode_pieces(self, pieces: list[str]) -> Array:
+        """The tokens of all pieces in one array, encoded on all cores. No more than a few: the library's records of
+        them are bulky."""
+        tokens = [np.array(piece.ids, np.uint16) for piece in self._bpe.encode_batch_fast(pieces)]
+        return np.concatenate([np.empty(0, np.uint16), *tokens])
 
     def decode(self, ids: ArrayLike) -> str:
         return str(self._bpe.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
@@ -82,15 +98,19 @@ class BpeTokenizer:
         checkpoint.write_atomically(directory / "tokenizer.json", lambda temporary: temporary.write_bytes(content))
 
 
-def train_bpe(text: bytes, vocab_size: int) -> BpeTokenizer:
-    """Learn a BPE of exactly `vocab_size` from UTF-8 text. Raises ValueError when the text has too few pairs for it."""
+def train_bpe(text: Iterable[bytes], vocab_size: int) -> BpeTokenizer:
+    """Learn a BPE of exactly `vocab_size` from UTF-8 text, which may come in parts; the same text makes the same BPE.
+
+    Raises ValueError when the text has too few pairs for it.
+    """
     library = extra("tokenizers", f"--vocab-size {vocab_size}")
     byte_level = library.pre_tokenizers.ByteLevel
     bpe = library.Tokenizer(library.models.BPE())
     bpe.pre_tokenizer = byte_level(add_prefix_space=False)
     bpe.decoder = library.decoders.ByteLevel()
     options = {"vocab_size": vocab_size, "initial_alphabet": byte_level.alphabet(), "show_progress": False}
-    bpe.train_from_iterator(_pieces(text), library.trainers.BpeTrainer(**options))
+    parts = (piece.decode() for piece in pieces(text))
+    bpe.train_from_iterator(parts, library.trainers.BpeTrainer(**options))
     if (found := bpe.get_vocab_size()) != vocab_size:
         raise ValueError(
             f"--vocab-size {vocab_size}: the text has only {found} tokens; ask for that, or give more text"
@@ -116,45 +136,6 @@ def load_bpe(path: Path, sha256: str | None = None) -> BpeTokenizer:
         raise ValueError(f"{path}: not a tokenizer ({problem}); restore it from the run that made it") from None
 
 
-def tokenize(train: bytes, valid: bytes, vocab_size: int) -> tuple[Array, Array, BpeTokenizer]:
-    """Both splits tokenized, mapped from the cache; put there first if need be. Raises ValueError for a damaged one."""
-    cache = cache_folder()
-    digest = hashlib.sha256(train)
-    digest.update(b"\0" + valid)
-    folder = cache / f"tokens-{vocab_size}-{digest.hexdigest()[:16]}"
-    if not folder.exists():
-        tokenizer = train_bpe(train, vocab_size)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as temporary:
-                made = Path(temporary) / "tokens"
-                made.mkdir()
-                tokenizer.save(made)
-                np.save(made / "train.npy", tokenizer.encode_pieces(_pieces(train)))
-                np.save(made / "valid.npy", tokenizer.encode_pieces(_pieces(valid)))
-                sums = {path.name: (path.stat().st_size, _sha256(path)) for path in made.iterdir()}
-                checkpoint.write_json(made / "sums.json", checkpoint.sealed(sums))
-                if not folder.exists():  # another process may have been faster; what it made is the same
-                    made.replace(folder)
-        except OSError as error:
-            raise ValueError(
-                f"MICROUMUP_CACHE: cannot write to {cache} ({error.strerror or error}); set it to another"
-            ) from error
-    try:
-        sums = checkpoint.read_record(folder / "sums.json")
-        for name in ("tokenizer.json", "train.npy", "valid.npy"):
-            size, sha256 = sums[name]
-            found = (folder / name).stat()  # whose size is known before anything is read
-            if not S_ISREG(found.st_mode) or found.st_size != size or _sha256(folder / name) != sha256:
-                raise ValueError(f"{name} is another")
-        splits = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "valid")]
-        return splits[0], splits[1], load_bpe(folder / "tokenizer.json")
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise ValueError(
-            f"{folder} is damaged ({checkpoint.one_line(error)}); delete it, it is made again from the text"
-        ) from None
-
-
 def cache_folder() -> Path:
     """Folder in which tokens are kept. Raises ValueError for a user without a home who names no other place."""
     try:
@@ -163,26 +144,24 @@ def cache_folder() -> Path:
         raise ValueError("MICROUMUP_CACHE: there is no home directory to keep tokens in; set it to a folder") from None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 _WORD_BEGIN = re.compile(rb"[ \n](?=[!-~])")
 
 
-def _pieces(text: bytes, size: int = 1 << 16) -> Iterator[str]:
-    """`text` in pieces of about `size` bytes, as the whole at once would take the BPE much memory.
+def pieces(text: Iterable[bytes], size: int = 1 << 16) -> Iterator[bytes]:
+    """A text, which comes in any parts, in pieces of about `size` bytes: the BPE takes much memory for a long one.
 
     Each begins with a space or newline before a visible ASCII character. There the BPE ends a token anyway, without
-    looking further, so the pieces have the tokens of the whole.
+    looking further, so the pieces have the tokens of the whole; and they are the same whatever parts the text came in.
     """
-    start = 0
-    while start < len(text):
-        found = _WORD_BEGIN.search(text, start + size)
-        end = found.start() if found else len(text)
-        yield text[start:end].decode()
-        start = end
+    rest = b""
+    for part in text:
+        rest, start = rest + part, 0
+        while found := _WORD_BEGIN.search(rest, start + size):
+            yield rest[start : found.start()]
+            start = found.start()
+        rest = rest[start:]
+    if rest:
+        yield rest
 
 
 # ---- Texts ----
@@ -240,29 +219,6 @@ def read_sotu() -> bytes:
         content = b""  # whose checksum is wrong
     verify("--corpus sotu", path, hashlib.sha256(content).hexdigest(), SOTU_SHA256)
     return content
-
-
-def read_wikitext(split_name: str) -> bytes:
-    """The text of a split, `train` or `validation`. Raises ValueError when it cannot be had, or is damaged."""
-    option = "--corpus wikitext-103"
-    hub, parquet = extra("huggingface_hub", option), extra("pyarrow.parquet", option)
-    lines: list[bytes] = []
-    for name, sha256 in WIKITEXT_SHA256.items():
-        if not name.startswith(split_name):
-            continue
-        where = {"repo_id": "Salesforce/wikitext", "repo_type": "dataset", "revision": WIKITEXT_REVISION}
-        try:
-            path = Path(hub.hf_hub_download(filename=f"wikitext-103-raw-v1/{name}.parquet", **where))
-        except Exception as error:  # its types, and those of the HTTP client beneath, differ between versions
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(
-                f"{option}: cannot download {name} ({problem}); check the network, or use --corpus sotu or --text FILE"
-            ) from error
-        with path.open("rb") as file:
-            verify(option, path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
-        for rows in parquet.ParquetFile(path).iter_batches(columns=["text"]):
-            lines += rows.column(0).cast("binary").to_pylist()  # each ends in its own newline
-    return b"".join(lines)
 
 
 def verify(option: str, path: Path, found: str, expected: str) -> None:

@@ -9,17 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from microumup import corpora
+from microumup import token_files
 from microumup.backend import Array
-
-BYTES = 256  # the vocabulary of raw bytes; a larger one is a BPE
-LARGEST_VOCABULARY = 2**16  # as many as uint16 can name
-
+from microumup.corpora import BYTES, Source, Tokenizer
 
 # ---- Batches ----
 
@@ -72,37 +67,6 @@ def _check_sizes(tokens: Array, seq_len: int, batch_size: int, count: int = 1) -
         raise ValueError(f"tokens: shape {tokens.shape} has no window of seq_len + 1 = {seq_len + 1}; give more text")
 
 
-# ---- Tokenizers ----
-
-
-class Tokenizer(Protocol):
-    """Turns text into token ids below `vocab_size` and back. `save` leaves in a folder what `load_tokenizer` reads, of
-    the checksum `sha256`, None if it leaves nothing."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def sha256(self) -> str | None: ...
-    def encode(self, text: str) -> Array: ...
-    def decode(self, ids: ArrayLike) -> str: ...
-    def save(self, directory: Path) -> None: ...
-
-
-class ByteTokenizer:
-    """A token is a byte of the UTF-8 text. Bytes that are no UTF-8 decode to the replacement character."""
-
-    vocab_size, sha256 = BYTES, None
-
-    def encode(self, text: str) -> Array:
-        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # a command line's bytes, of any kind
-
-    def decode(self, ids: ArrayLike) -> str:
-        return bytes(np.asarray(ids).tolist()).decode(errors="replace")
-
-    def save(self, directory: Path) -> None:
-        """Bytes need no file: that there is none says bytes."""
-
-
 # ---- Corpora ----
 
 
@@ -114,7 +78,7 @@ class Corpus:
     train: Array  # (tokens,), uint8 or uint16
     valid: Array
     tokenizer: Tokenizer
-    sources: tuple[corpora.Source, ...] = ()  # the texts that all of it follows from
+    sources: tuple[Source, ...] = ()  # the texts that all of it follows from
 
     @cached_property
     def bytes_per_token(self) -> float:
@@ -132,36 +96,13 @@ def load_corpus(
 
     The files `valid` are held out, and all of the text is trained on; without them `corpora.split` holds out 5 %.
     `vocab_size` 256 is raw bytes; larger is a byte-level BPE of that size, learned from the training split and cached
-    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` is downloaded once and keeps its
-    own splits. Raises ValueError, which names the option and the file, for a text that is missing, unreadable, empty,
-    binary or without a window of seq_len + 1 tokens in each split; for an unknown name, a failed download or checksum,
-    a vocabulary too large for the text, a missing extra.
+    with the tokens in $MICROUMUP_CACHE (default ~/.cache/microumup). `wikitext-103` keeps its own splits, and has to
+    lie there already: `microumup data prepare` makes it. Raises ValueError, which names the option and the file, for a
+    text that is missing, unreadable, empty, binary or without a window of seq_len + 1 tokens in each split; for an
+    unknown name, a damaged cache, a vocabulary too large for the text, a missing extra.
     """
-    if not BYTES <= vocab_size <= LARGEST_VOCABULARY:
-        raise ValueError(f"--vocab-size {vocab_size}: take {BYTES} for bytes, or up to {LARGEST_VOCABULARY} for BPE")
-    option = f"--corpus {name}"
-    if text:
-        option, name = "--text " + " ".join(map(str, text)), "+".join(Path(path).name for path in text)
-        whole, sources = corpora.read_texts("--text", text)
-        train, held_out = corpora.split(whole)
-    elif name == "sotu":
-        train, held_out = corpora.split(whole := corpora.read_sotu())
-        sources = (corpora.Source(name, len(whole), corpora.SOTU_SHA256),)
-    elif name == "wikitext-103":
-        train, held_out = corpora.read_wikitext("train"), corpora.read_wikitext("validation")
-        whole = train
-        sources = tuple(corpora.Source(file, 0, sha256) for file, sha256 in corpora.WIKITEXT_SHA256.items())
-    else:
-        raise ValueError(f"{option}: unknown; use sotu, wikitext-103, or --text FILE")
-    if valid:
-        held_out, more = corpora.read_texts("--valid", valid)
-        train, sources = whole, (*sources, *more)
-
-    if vocab_size == BYTES:
-        splits = np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8), ByteTokenizer()
-        corpus = Corpus(name, *splits, sources)
-    else:
-        corpus = Corpus(name, *corpora.tokenize(train, held_out, vocab_size), sources)
+    option, name, tokens = token_files.load(name, text, valid, vocab_size)
+    corpus = Corpus(name, *tokens)
     for which, split in ((option, corpus.train), ("--valid" if valid else option, corpus.valid)):
         if len(split) <= seq_len:
             part = "" if valid else "the validation split (5 %) of "

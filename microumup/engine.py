@@ -90,7 +90,7 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
     """Add the gradient of `y` to the `grad` of every leaf behind it.
 
     `cotangent` is what the gradient of y itself is: 1 for a loss, and needed when y is no scalar. The walk lets go
-    of every gradient and every saved array as soon as it has been used; with `keep` they all stay, so that they can
+    of every gradient, saved array and input as soon as it has been used; with `keep` they all stay, so that they can
     be looked at. Raises ValueError for a constant, a missing or misshapen cotangent, a tape walked before, and an op
     whose backward returns gradients of the wrong number, shape or dtype.
     """
@@ -121,7 +121,7 @@ def backpropagate(y: Tensor, cotangent: Array | None = None, *, keep: bool = Fal
                 raise ValueError(f"{node.op}: the gradient of input {position} is {found}, the input is {expected}")
             x.accumulate(grad)
         if not keep:
-            node.grad = node.saved = None
+            node.inputs, node.grad, node.saved = (), None, None
 
 
 def tape(y: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from microumup import cli, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
 from microumup.config import ModelConfig
-from microumup.data import Tokenizer
+from microumup.corpora import Tokenizer
 from microumup.diverged import Diverged, check_finite
 from microumup.limits import check_least
 from microumup.model import Cache, trunk

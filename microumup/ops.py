@@ -126,7 +126,7 @@ def rope_forward(x: Array, *, head_dim: int, base: float = 10_000.0, start: int 
     `start` is the position of the first token (more than 0 when a cache holds those before it).
     """
     base = checks.rope(x, head_dim, base)
-    turn = _turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
+    turn = turns(xp_of(x), *x.shape[1:], head_dim, base, start, x.dtype.char)  # (T, D/2), complex
     return _rotate(x, turn), turn
 
 
@@ -139,7 +139,7 @@ rope = primitive(rope_forward, rope_backward)
 
 
 @lru_cache(maxsize=64)
-def _turns(xp: Any, length: int, width: int, head_dim: int, base: float, start: int, dtype: str) -> Array:
+def turns(xp: Any, length: int, width: int, head_dim: int, base: float, start: int, dtype: str) -> Array:
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)  # (K/2,) radians per position
     angle = np.arange(start, start + length)[:, None] * np.tile(frequency, width // head_dim)  # (T, D/2)
     return xp.asarray(np.exp(1j * angle).astype(dtype.upper()))  # f -> F: complex64; d -> D: complex128

@@ -8,8 +8,8 @@ from microumup import __version__, checkpoint
 from microumup.config import TrainConfig
 from microumup.limits import option_name
 
-NEWER = ("valid", "micro_batch", "beta1", "beta2", "adam_eps", "clip", "kernels", "tf32")  # lacked by older configs;
-ADDED = ("decay", "loss_scale", "threads", *NEWER)  # and by those without a record: their defaults are what was done
+ADDED = ("decay", "loss_scale", "threads")  # options that the first configs lack; their defaults are what was done
+NEWER = ("valid", "micro_batch", "beta1", "beta2", "adam_eps", "clip", "kernels", "tf32")  # likewise of later ones
 RETIRED = {"tied_embeddings": False}  # options that are no more, with the value that says the same as their absence
 
 
@@ -21,6 +21,7 @@ class Command(NamedTuple):
     log_scales: int = 0  # steps between two looks at the ranges; 0: none
     log_every: int = 0  # steps between two waits for the device; 0: 1 on a CPU, 10 on a GPU
     eval_every: int = 0  # steps between two validations; 0: at the end alone
+    from_sweep: dict[str, Any] | None = None  # where η comes from, if from a sweep
 
 
 def without_retired(options: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, dict[str, Any]]:
         id = checkpoint.sealed(options)["crc32"]
         record = options.pop("run", {})
         options = without_retired(options)
-        if wrong := sorted(options.keys() - names) or sorted(names - {*options, *(NEWER if record else ADDED)}):
+        if wrong := sorted(options.keys() - names) or sorted(names - {*options, *NEWER, *(() if record else ADDED)}):
             raise ValueError(f"{'unknown' if wrong[0] in options else 'missing'}: {', '.join(wrong)}")
         config = TrainConfig(**options | {name: tuple(options.get(name, ())) for name in ("text", "valid")})
         command = Command(**{name: record[name] for name in Command._fields if name in record})

@@ -21,8 +21,9 @@ from typing import Any
 
 from microumup import __version__, checkpoint, corpora
 from microumup.config import ModelConfig, TrainConfig
+from microumup.corpora import BYTES, ByteTokenizer, Tokenizer
 from microumup.cpu import Arrays
-from microumup.data import BYTES, ByteTokenizer, Corpus, Tokenizer
+from microumup.data import Corpus
 from microumup.plan import weights
 from microumup.records import Record
 from microumup.run_config import RETIRED, Command, identity, read_config, unfinished

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from microumup import cli
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
+from microumup.corpora import BYTES
 from microumup.cpu import cores
-from microumup.data import BYTES, Corpus, load_corpus
+from microumup.data import Corpus, load_corpus
+from microumup.devices import use_tf32
 from microumup.diverged import Diverged
 from microumup.engine import Tensor
 from microumup.generate import generate
@@ -21,8 +24,10 @@ from microumup.plan import weights
 from microumup.ranges import casts_or_fp8, log_scales
 from microumup.run_config import Command, unfinished
 from microumup.run_dir import RunDir
+from microumup.token_files import PREPARED
 from microumup.trainer import train
 
+Tune = Callable[[Path, TrainConfig], tuple[float, dict[str, Any]]]  # η for a config from a sweep, and its record
 WORK_PER_THREAD = 1 << 15  # tokens · width: 512 tokens at width 64; with less, threads wait for the interpreter
 
 
@@ -32,8 +37,8 @@ def suitable_threads(config: TrainConfig) -> int:
     return max(1, min(cores(), c.batch_size, c.batch_size * c.seq_len * c.width // WORK_PER_THREAD))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `train`."""
+def main(argv: list[str] | None = None, tune: Tune | None = None) -> int:
+    """The command `train`; `tune` is what --from-sweep calls."""
     parser = cli.Parser(
         "train",
         "Train a Llama on text. Without options: u-µP on State of the Union addresses, under a minute on a laptop.",
@@ -49,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its options")
     cli.shared(parser, "device", "quiet", json="the result")
     parser.add_rare(
+        parser.add_argument("--from-sweep", type=Path, metavar="DIR", help="η by transfer, from this sweep"),
         parser.add_argument("--save-minutes", type=cli.number, metavar="X", help="between checkpoints at most (5)"),
         parser.add_argument("--save-every", type=cli.whole, metavar="N", help="steps between checkpoints, if sooner"),
         parser.add_argument("--log-every", type=cli.whole, metavar="N",
@@ -62,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
         device = choose_device(args.device)
-        run = _resumed(args, say) if args.resume else _new(args, device, say)
+        run = _resumed(args, device, say) if args.resume else _new(args, device, say, tune)
     try:
         with run:
             return _train(run, device, args, say)
@@ -79,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _new(args: argparse.Namespace, device: str, say: Callable[..., None]) -> RunDir:
+def _new(args: argparse.Namespace, device: str, say: Callable[..., None], tune: Tune | None) -> RunDir:
     given = cli.given(args, TrainConfig)
     config = TrainConfig(**PRESETS[args.preset or "tiny"] | given)
     text, valid = (tuple(map(os.path.abspath, paths)) for paths in (config.text, config.valid))
@@ -87,22 +93,34 @@ def _new(args: argparse.Namespace, device: str, say: Callable[..., None]) -> Run
     if device == "cpu" and "threads" not in given:
         config = replace(config, threads=suitable_threads(config))
     command = Command(**{name: value for name in Command._fields if (value := getattr(args, name)) is not None})
+    if args.from_sweep:
+        if "lr" in given:
+            raise ValueError("--lr: --from-sweep finds it; leave out the one or the other")
+        if tune is None:
+            raise ValueError(
+                "--from-sweep: is read by microumup train; write that in place of python -m microumup.train"
+            )
+        lr, origin = tune(args.from_sweep, config)
+        config, command = replace(config, lr=lr), command._replace(from_sweep=origin)
     check_least(command, save_every=1, save_minutes=0, log_scales=0, log_every=0, eval_every=0)
     check_memory(config)
+    use_tf32(config.tf32, device)
     return RunDir.create(args.out, config, _corpus(config, say), command)
 
 
-def _resumed(args: argparse.Namespace, say: Callable[..., None]) -> RunDir:
+def _resumed(args: argparse.Namespace, device: str, say: Callable[..., None]) -> RunDir:
     other = [name for name in ("preset", "out", *Command._fields) if getattr(args, name) is not None]
     if given := [*cli.given(args, TrainConfig), *other]:
         raise ValueError(f"--resume: takes its options from the run; leave out {', '.join(map(option_name, given))}")
-    run = RunDir.resume(args.resume, _corpus(unfinished(args.resume), say))
+    config = unfinished(args.resume)
+    use_tf32(config.tf32, device)
+    run = RunDir.resume(args.resume, _corpus(config, say))
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run
 
 
 def _corpus(config: TrainConfig, say: Callable[..., None]) -> Corpus:
-    if config.vocab_size > BYTES:
+    if config.vocab_size > BYTES and (config.text or config.corpus != PREPARED):
         say(f"learning {config.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")
     c = config
     return load_corpus(c.corpus, text=c.text, valid=c.valid, vocab_size=c.vocab_size, seq_len=c.seq_len)

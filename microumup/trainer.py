@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from microumup import fused, records
+from microumup import checks, devices, fused, gpu, records
 from microumup.backend import Array, to_device, to_host, xp_of
 from microumup.config import TrainConfig
 from microumup.cpu import Arrays, Threads, keep_freed_memory
@@ -41,9 +41,10 @@ class Trainer:
     def __init__(self, config: TrainConfig, corpus: Corpus, device: str = "cpu") -> None:
         c = self.config = config
         self.corpus, self.device, self.threads = corpus, device, Threads(c.threads)
+        devices.use_tf32(c.tf32, device)
         keep_freed_memory()
-        fast = c.kernels == "fast" and device == "cpu"
-        self.kernels = fused.KERNELS if fast else {}
+        fast = c.kernels == "fast" and (fused if device == "cpu" else gpu)
+        self.kernels = fast.KERNELS if fast else {}
         self.plan = plan(c, batch_tokens=c.batch_size * c.seq_len).weighted(c.loss_scale)
         self.params = {name: to_device(w, device) for name, w in init_params(c, c.seed).items()}
         settings: dict[str, Any] = {"lr": c.eta, "weight_decay": c.weight_decay, "decay": c.decay}
@@ -51,7 +52,7 @@ class Trainer:
         self.per_effective = {name: constants[name] * w.A for name, w in self.plan.weights.items()}
         if c.optimizer == "adamw":
             lr_factors = {name: w.C for name, w in self.plan.weights.items()}
-            settings |= {"rule": fused.adamw if fast else adamw, "betas": (c.beta1, c.beta2), "eps": c.adam_eps}
+            settings |= {"rule": fast.adamw if fast else adamw, "betas": (c.beta1, c.beta2), "eps": c.adam_eps}
             self.optimizer: AdamW | SGD = AdamW(self.params, lr_factors, **settings, threads=self.threads)
         else:
             self.optimizer = SGD(self.params, constants, **settings, threads=self.threads)
@@ -71,7 +72,8 @@ class Trainer:
         """
         c, s = self.config, schedule(step, self.config.steps, round(self.config.warmup * self.config.steps))
         pair = batch(self.corpus.train, seq_len=c.seq_len, batch_size=c.batch_size, seed=c.seed, step=step)
-        tokens = to_device(np.stack(pair), self.device)  # (2, B, T), inputs and targets in one transfer
+        checks.ids("train", "the corpus's tokens", both := np.stack(pair), c.vocab_size)
+        tokens = to_device(both, self.device)  # (2, B, T), inputs and targets in one transfer
 
         def gradients(i: int) -> tuple[list[Tensor], Any, Arrays]:
             """Losses of the micro-batches in a thread's share of the batch, and its part in the loss and gradients."""
@@ -80,7 +82,7 @@ class Trainer:
             for start in range(share.start, share.stop, size := c.micro_batch or c.batch_size):
                 ids, hits = tokens[:, start : min(start + size, share.stop)]
                 part = len(ids) / c.batch_size
-                with using(self.kernels):
+                with using(self.kernels), checks.ids_not_read():  # they were, above
                     losses.append(out := loss(leaves, ids, hits, self.plan.weighted(part)))
                 value.append(part * out.data)
                 backpropagate(out, keep=watch is not None)  # adds to what the leaves have
@@ -91,15 +93,14 @@ class Trainer:
             """Add the other threads' gradients to the first's; the sum of the effective gradient's squares."""
             for other in others:
                 first += other
-            return xp_of(first).vdot(first, first) * (1 / self.per_effective[name] ** 2)
+            return xp_of(first).vdot(first, first) / self.per_effective[name] / self.per_effective[name]
 
         losses, parts, grads = zip(*self.threads.run(gradients), strict=True)
         if watch:
             watch(step, [out for of_thread in losses for out in of_thread])
-        squares, xp = self.threads.over(add_up, *grads), xp_of(tokens)
-        norm = xp.sqrt(xp.stack([square for of_thread in squares for square in of_thread]).sum())
+        norm = xp_of(tokens).sqrt(sum(part for of_thread in self.threads.over(add_up, *grads) for part in of_thread))
         if c.clip:
-            kept = xp.minimum(c.clip / norm, 1)
+            kept = xp_of(norm).minimum(c.clip / norm, 1)
             for g in grads[0].values():
                 g *= kept
         self.optimizer.step(grads[0], s)

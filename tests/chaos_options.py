@@ -42,6 +42,7 @@ GRIDS = [
 # What keeps a command short where nothing else is drawn; what is drawn comes later and wins
 CHEAP = {
     "train": [*SIZES, "--steps", "2", "--text", "text.txt", "--quiet"],
+    "data": ["prepare", "--text", "text.txt", "--vocab-size", "270"],
     "generate": ["half", "--tokens", "3"],
     "explain": SIZES[:-2],
     "scales": [*SIZES],

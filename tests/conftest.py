@@ -9,11 +9,14 @@ from typing import Any
 # each other most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import cuda_on_cpu
+import cupy_double
 import numpy as np
 import pytest
 import small_runs
 
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 
 Refused = Callable[[Callable[[list[str]], int], list[str]], str]
 
@@ -38,6 +41,33 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         return error
 
     return refused
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy without a GPU."""
+    return cupy_double.install(monkeypatch)
+
+
+@pytest.fixture
+def cupy() -> Any:
+    """CuPy itself."""
+    module = pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        devices = module.cuda.runtime.getDeviceCount()
+    except module.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"CuPy finds no usable driver: {error}")
+    if not devices:
+        pytest.skip("CuPy finds no GPU")
+    return module
+
+
+@pytest.fixture(params=["double", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """CuPy without a GPU, then CuPy itself."""
+    if request.param == "double" and not cuda_on_cpu.COMPILER:
+        pytest.skip("kernels run on a CPU only where there is g++")
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -26,14 +26,14 @@ def options(out: Path, text: Path, *more: str) -> list[str]:
 def killed(argv: list[str], at: int = 10) -> None:
     """A training that ends, as killed, before update `at`."""
 
-    def update(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
+    def launch(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
         if step == at:
             raise KilledError
         return before(self, step, **kwargs)
 
-    before = trainer.Trainer.update
+    before = trainer.Trainer.launch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "update", update)
+        patch.setattr(trainer.Trainer, "launch", launch)
         with pytest.raises(KilledError):
             main(argv)
 

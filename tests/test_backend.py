@@ -2,18 +2,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import cupy_double
 import numpy as np
 import pytest
 from cupy_double import counts
 
 from microumup import backend
 from microumup.backend import choose_device, install_hint, scatter_add, to_device, to_host, xp_of
-
-
-@pytest.fixture
-def double(monkeypatch):
-    return cupy_double.install(monkeypatch)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -163,3 +157,10 @@ def test_scatter_add_gives_the_same_bits_again(device):
     index, values = rng.integers(10, size=1000), rng.standard_normal((1000, 4)).astype(np.float32)
     first, second = (scatter_add(10, to_device(index, device), to_device(values, device)) for _ in range(2))
     assert to_host(first).tobytes() == to_host(second).tobytes()
+
+
+def test_scatter_add_never_waits_for_a_gpu(double):
+    index, values = to_device(np.array([3, 1, 3]), "gpu"), to_device(np.ones((3, 2), np.float32), "gpu")
+    counts.clear()
+    scatter_add(5, index, values)
+    assert (counts["syncs"], counts["uploads"]) == (0, 0)

@@ -49,7 +49,7 @@ def test_the_help_of_train_has_the_usual_options_and_names_the_rest(capsys: pyte
     assert re.match(r"\d+ more, explained by --help-all: --", last)
     named = last.partition(":")[2].replace(",", "").split()
     assert int(last.split()[0]) == len(named)
-    command = {"--save-every", "--save-minutes", "--log-scales", "--log-every", "--eval-every"}
+    command = {"--from-sweep", "--save-every", "--save-minutes", "--log-scales", "--log-every", "--eval-every"}
     all_options = {option_name(field.name) for field in fields(TrainConfig)} | command
     assert set(named) == all_options - set(USUAL)
 

@@ -1,14 +1,10 @@
-"""Where texts come from: the shipped corpus, files of one's own, BPE, WikiText-103."""
+"""Where texts come from, the shipped corpus and files of one's own, and BPE."""
 
 import hashlib
-import http.server
-import io
 import lzma
 import re
 import subprocess
 import sys
-import threading
-import time
 import tomllib
 from pathlib import Path
 
@@ -44,6 +40,41 @@ def write(path, content):
 
 def load_text(*paths, seq_len=8, **options):
     return load_corpus(text=paths, seq_len=seq_len, **options)
+
+
+# ---- A held-out text ----
+
+
+def test_with_a_held_out_text_all_of_the_other_is_trained_on(tmp_path):
+    text, first, second = (write(tmp_path / name, f"{name} " * 30) for name in ("text", "first", "second"))
+    corpus = load_text(text, valid=[first, str(second)])
+    assert bytes(corpus.train) == text.read_bytes()
+    assert bytes(corpus.valid) == first.read_bytes() + b"\n\n" + second.read_bytes()
+    assert [source.name for source in corpus.sources] == [str(text), str(first), str(second)]
+    whole = load_corpus(valid=[first], seq_len=8)
+    assert len(whole.train) == sum(map(len, (load_corpus(seq_len=8).train, load_corpus(seq_len=8).valid)))
+
+
+def test_a_bpe_is_learned_from_what_is_trained_on_and_its_loss_is_per_byte(tmp_path, tokenizers, monkeypatch):
+    monkeypatch.setenv("MICROUMUP_CACHE", str(tmp_path / "cache"))
+    text, held_out = write(tmp_path / "text", SENTENCES), write(tmp_path / "held out", SENTENCES[:500] + "é")
+    corpus = load_text(text, valid=[held_out], vocab_size=300)
+    assert corpus.tokenizer.decode(corpus.train) == SENTENCES
+    assert corpus.bytes_per_token == len(held_out.read_bytes()) / len(corpus.valid) > 1
+    assert load_text(text).bytes_per_token == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        (b"\xff", "not UTF-8"),
+        ("short", "too short, it has 5 tokens and a window needs seq_len [+] 1 = 9"),
+    ],
+)
+def test_a_held_out_text_that_is_none_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"^--valid.*: {message}"):
+        load_text(write(tmp_path / "text", SENTENCES), valid=[write(tmp_path / "held out", content)])
 
 
 # ---- The default corpus ----
@@ -236,194 +267,29 @@ def test_bpe_repeats_bit_for_bit(tmp_path, cache, tokenizers, monkeypatch):
 
 def test_pieces_have_the_tokens_of_the_whole(tokenizers):
     text = SENTENCES + "a  b   c \n\n\n d\t\n e ' s don't 's\n's  \u00a0x \n\u00a0y 12 345" * 30
-    tokenizer = corpora.train_bpe(text.encode(), 500)
+    content = text.encode()
+    tokenizer = corpora.train_bpe([content], 500)
     whole = tokenizer.encode(text).tolist()
     for size in (1, 7, 64, 1000):
-        pieces = list(corpora._pieces(text.encode(), size))
-        assert "".join(pieces) == text
-        assert tokenizer.encode_pieces(pieces).tolist() == whole
-    assert len(list(corpora._pieces(text.encode(), 64))) > 100
+        pieces = list(corpora.pieces([content], size))
+        assert b"".join(pieces) == content
+        assert tokenizer.encode_pieces([piece.decode() for piece in pieces]).tolist() == whole
+        for step in (1, 10, 333):  # whatever parts it comes in
+            parts = [content[start : start + step] for start in range(0, len(content), step)]
+            assert list(corpora.pieces(parts, size)) == pieces
+    assert len(list(corpora.pieces([content], 64))) > 100
 
 
 def test_too_large_a_vocabulary_for_the_text(tmp_path, cache, tokenizers):
     path = write(tmp_path / "a.txt", SENTENCES)
     with pytest.raises(ValueError, match=r"^--vocab-size 60000: the text has only \d+ tokens; .*$") as caught:
         load_text(path, vocab_size=60000)
-    assert not cache.exists()
+    assert list(cache.iterdir()) == []
     possible = int(str(caught.value).split("only ")[1].split()[0])
     assert load_text(path, vocab_size=possible).tokenizer.vocab_size == possible
 
 
-def test_second_load_reads_the_cache(tmp_path, cache, tokenizers, monkeypatch):
-    path = write(tmp_path / "a.txt", SENTENCES)
-    first = load_text(path, vocab_size=300)
-    monkeypatch.setattr(corpora, "train_bpe", None)  # would fail if called
-    second = load_text(path, vocab_size=300)
-    assert isinstance(second.train, np.memmap)
-    assert second.train.tolist() == first.train.tolist()
-    assert second.tokenizer.encode("the union").tolist() == first.tokenizer.encode("the union").tolist()
-    files = {path.name for path in cache.rglob("*") if path.is_file()}
-    assert files == {"sums.json", "tokenizer.json", "train.npy", "valid.npy"}
-
-
-def test_the_cache_knows_both_splits_and_the_vocabulary(tmp_path, cache, tokenizers):
-    text = SENTENCES.encode()
-    place = len(text) * 105 // 1000  # amid the first block that validates
-    changed_valid = text[:place] + b"X" + text[place + 1 :]
-    for content, vocab_size in ((text, 300), (text, 301), (b"X" + text[1:], 300), (changed_valid, 300)):
-        load_text(write(tmp_path / "a.txt", content), vocab_size=vocab_size)
-    assert len(list(cache.iterdir())) == 4
-
-
-def test_a_failed_run_leaves_nothing_in_the_cache(tmp_path, cache, tokenizers, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(np, "save", fail)
-    with pytest.raises(ValueError, match=r"MICROUMUP_CACHE: cannot write to .*disk full"):
-        load_text(write(tmp_path / "a.txt", SENTENCES), vocab_size=300)
-    assert list(cache.iterdir()) == []
-
-
-def test_another_process_may_fill_the_cache_first(tmp_path, cache, tokenizers, monkeypatch):
-    path, train_bpe = write(tmp_path / "a.txt", SENTENCES), corpora.train_bpe
-
-    def slow(*args):
-        monkeypatch.setattr(corpora, "train_bpe", train_bpe)
-        load_text(path, vocab_size=300)  # the other process
-        return train_bpe(*args)
-
-    monkeypatch.setattr(corpora, "train_bpe", slow)
-    assert load_text(path, vocab_size=300).tokenizer.vocab_size == 300
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_an_unusable_cache_is_named(tmp_path, tokenizers, monkeypatch):
-    path = write(tmp_path / "a.txt", SENTENCES)
-    monkeypatch.setenv("MICROUMUP_CACHE", str(path / "below a file"))
-    with pytest.raises(ValueError, match=r"^MICROUMUP_CACHE: cannot write to .*below a file \(Not a directory\)"):
-        load_text(path, vocab_size=300)
-
-
-@pytest.mark.parametrize(
-    ("module", "options"),
-    [
-        ("tokenizers", {"vocab_size": 300}),
-        ("huggingface_hub", {"name": "wikitext-103"}),
-        ("pyarrow.parquet", {"name": "wikitext-103"}),
-    ],
-)
-def test_a_missing_extra_is_a_hint(cache, monkeypatch, module, options):
-    for name in ("huggingface_hub", "pyarrow.parquet"):
-        monkeypatch.setitem(sys.modules, name, io)  # stands for any module: only `module` is missing
-    monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
-    with pytest.raises(ValueError, match=rf"^--.*: needs {module.split('.')[0]}; {re.escape(install_hint('data'))}$"):
-        load_corpus(**options, seq_len=8)
-
-
-# ---- WikiText-103 ----
-
-
-REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
-ROWS = {
-    "train-00000-of-00002": ["", " = Title = \n", "", " The state of Zürich . \n"] * 20,
-    "train-00001-of-00002": [" More of it . \n"] * 20,
-    "validation-00000-of-00001": [" Some other text . \n"] * 10,
-}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A loopback stand-in for the Hugging Face hub. Gives the paths asked for, in order, to which a test may look."""
-    arrow = pytest.importorskip("pyarrow", reason="WikiText needs the extra `data`")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="WikiText needs the extra `data`")
-    pytest.importorskip("huggingface_hub", reason="WikiText needs the extra `data`")
-    files, sums = {}, {}
-    for name, rows in ROWS.items():
-        buffer = io.BytesIO()
-        parquet.write_table(arrow.table({"text": rows}), buffer)
-        path = f"/datasets/Salesforce/wikitext/resolve/{REVISION}/wikitext-103-raw-v1/{name}.parquet"
-        files[path] = buffer.getvalue()
-        sums[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    monkeypatch.setattr(corpora, "WIKITEXT_SHA256", sums)
-    asked = []
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.answer()
-
-        def do_GET(self):
-            self.wfile.write(self.answer())
-
-        def answer(self):
-            asked.append(f"{self.command} {self.path}")
-            content = files.get(self.path, b"")
-            self.send_response(200 if content else 404)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", REVISION)
-            self.end_headers()
-            return content
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    fresh_hub(monkeypatch, tmp_path, f"http://127.0.0.1:{server.server_port}")
-    yield asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def fresh_hub(monkeypatch, tmp_path, endpoint):
-    """Have huggingface_hub imported anew: it reads its settings from the environment only then."""
-    monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-def test_wikitext_keeps_its_own_splits(hub):
-    corpus = load_corpus("wikitext-103", seq_len=8)
-    assert corpus.name == "wikitext-103"
-    assert corpus.train.tobytes().decode() == " = Title = \n The state of Zürich . \n" * 20 + " More of it . \n" * 20
-    assert corpus.valid.tobytes().decode() == " Some other text . \n" * 10
-
-
-def test_wikitext_is_downloaded_once(hub):
-    load_corpus("wikitext-103", seq_len=8)
-    assert sum(line.startswith("GET") for line in hub) == 3
-    hub.clear()
-    load_corpus("wikitext-103", seq_len=8)
-    assert hub == []
-
-
-def test_wikitext_as_bpe(hub, cache, tokenizers):
-    corpus = load_corpus("wikitext-103", vocab_size=270, seq_len=8)
-    assert corpus.tokenizer.decode(corpus.valid) == " Some other text . \n" * 10
-
-
-def test_wikitext_with_a_wrong_checksum_is_refused(hub, monkeypatch):
-    monkeypatch.setitem(corpora.WIKITEXT_SHA256, "train-00001-of-00002", "0" * 64)
-    with pytest.raises(ValueError, match=r"^--corpus wikitext-103: .*train-00001-of-00002.parquet is damaged \("):
-        load_corpus("wikitext-103", seq_len=8)
-
-
-def test_wikitext_missing_on_the_hub(hub, monkeypatch):
-    monkeypatch.setitem(corpora.WIKITEXT_SHA256, "train-of-nothing", "0" * 64)
-    with pytest.raises(ValueError, match=r"^--corpus wikitext-103: cannot download train-of-nothing \([^\n]*$"):
-        load_corpus("wikitext-103", seq_len=8)
-
-
-def test_wikitext_without_network(hub, tmp_path, monkeypatch):
-    fresh_hub(monkeypatch, tmp_path, "http://127.0.0.1:9")  # the discard port: nothing listens
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub's client tries again, for 20 s
-    with pytest.raises(
-        ValueError, match=r"^--corpus wikitext-103: cannot download train-0.* use --corpus sotu or --text FILE$"
-    ):
-        load_corpus("wikitext-103", seq_len=8)
+def test_a_missing_extra_is_a_hint(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # makes its import fail
+    with pytest.raises(ValueError, match=rf"^--.*: needs tokenizers; {re.escape(install_hint('data'))}$"):
+        load_corpus(vocab_size=300, seq_len=8)

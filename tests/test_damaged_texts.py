@@ -32,7 +32,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["train.npy", "valid.npy", "tokenizer.json", "sums.json"])
+@pytest.mark.parametrize("name", ["train.bin", "valid.bin", "tokenizer.json", "manifest.json"])
 def test_a_damaged_cache_is_named_with_the_mend(tmp_path, cache, name, damage):
     """A flipped token was trained on; a cut file ended in a traceback."""
     path = write(tmp_path / "a.txt", SENTENCES)

@@ -9,7 +9,8 @@ import pytest
 from test_corpora import load_text, write
 
 from microumup import data
-from microumup.data import ByteTokenizer, batch, load_corpus, windows
+from microumup.corpora import ByteTokenizer
+from microumup.data import batch, load_corpus, windows
 
 # ---- Which corpora there are ----
 

@@ -260,6 +260,7 @@ def test_gradients_and_saved_arrays_stay_only_when_kept(keep):
     assert x.grad == 4 * 3**3
     assert square.grad == (18 if keep else None)
     assert (square.saved is not None) == keep
+    assert bool(square.inputs) == keep
 
 
 def test_saved_arrays_are_let_go_while_walking():

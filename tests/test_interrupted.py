@@ -88,15 +88,15 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
     number: int, status: int, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    run, update = tmp_path / "run", trainer.Trainer.update
+    run, launch = tmp_path / "run", trainer.Trainer.launch
 
     def signalled(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
         if step == 6:
             os.kill(os.getpid(), number)
-        return update(self, step, **kwargs)
+        return launch(self, step, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "update", signalled)
+        patch.setattr(trainer.Trainer, "launch", signalled)
         argv = options(run, text)
         argv[argv.index("--save-every") + 1] = "1000"
         assert main(argv) == status
@@ -107,16 +107,16 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
 
 
 def test_a_second_ctrl_c_quits_at_once(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, update = tmp_path / "run", trainer.Trainer.update
+    run, launch = tmp_path / "run", trainer.Trainer.launch
 
     def impatient(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
-        return update(self, step, **kwargs)
+        return launch(self, step, **kwargs)
 
-    monkeypatch.setattr(trainer.Trainer, "update", impatient)
+    monkeypatch.setattr(trainer.Trainer, "launch", impatient)
     began = time.monotonic()
     assert main(options(run, text)) == 130
     assert time.monotonic() - began < 5
@@ -131,13 +131,13 @@ def test_minutes_bound_what_is_lost(tmp_path: Path, text: Path, monkeypatch: pyt
     monkeypatch.setattr(
         checkpoint, "save", lambda path, arrays, info: (saved.append(info["step"]), save(path, arrays, info))
     )
-    update = trainer.Trainer.update
+    launch = trainer.Trainer.launch
 
     def slow(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
         now[0] += 100  # seconds
-        return update(self, step, **kwargs)
+        return launch(self, step, **kwargs)
 
-    monkeypatch.setattr(trainer.Trainer, "update", slow)
+    monkeypatch.setattr(trainer.Trainer, "launch", slow)
     argv = options(tmp_path / "run", text)
     del argv[argv.index("--save-every") : argv.index("--save-every") + 2]
     assert main(argv) == 0
@@ -174,15 +174,15 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 def test_weights_ruined_by_the_last_update_are_divergence(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    update = trainer.Trainer.update
+    launch = trainer.Trainer.launch
 
     def ruins(self: trainer.Trainer, step: int, **kwargs: Any) -> Any:
-        found = update(self, step, **kwargs)
+        found = launch(self, step, **kwargs)
         if step == 11:
             self.params["head"][:] = np.nan
         return found
 
-    monkeypatch.setattr(trainer.Trainer, "update", ruins)
+    monkeypatch.setattr(trainer.Trainer, "launch", ruins)
     run = tmp_path / "run"
     assert main([*options(run, text), "--json"]) == 1
     out, error = capsys.readouterr()

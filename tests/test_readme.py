@@ -38,7 +38,7 @@ def test_the_options_of_train_exist(options: tuple[str, str]) -> None:
 
     parser = Parser("train", "")
     cli.add_options(parser, TrainConfig)
-    for name in ("--out", "--preset", "--resume", "--log-scales"):
+    for name in ("--out", "--preset", "--resume", "--from-sweep", "--log-scales"):
         parser.add_argument(name)
     parser.parse_args([word for word in shlex.split(max(options)) if word != "$R"])
 

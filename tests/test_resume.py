@@ -39,6 +39,14 @@ def test_a_changed_text_is_refused(half: Path, text: Path, refused: Refused) -> 
     assert main(["--resume", str(half), "--quiet"]) == 0
 
 
+def test_a_changed_held_out_text_is_refused(tmp_path: Path, text: Path, refused: Refused) -> None:
+    held_out = tmp_path / "held out.txt"
+    held_out.write_text("the states of the people. " * 20)
+    killed(options(tmp_path / "run", text, "--valid", str(held_out)))
+    held_out.write_text("the states of the peoples." * 20)
+    refuses(refused, tmp_path / "run", str(held_out), "has changed since")
+
+
 def test_it_says_where_it_goes_on(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (half / "checkpoint.safetensors").rename(half / "away")
     with pytest.raises(SystemExit):

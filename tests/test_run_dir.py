@@ -10,9 +10,11 @@ from conftest import Refused
 from test_corpora import SENTENCES
 
 from microumup import corpora, train
+from microumup.checkpoint import read_record, sealed, write_json
 from microumup.config import TrainConfig
-from microumup.data import ByteTokenizer, Corpus
-from microumup.run_config import Command, load_config, read_config, without_retired
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
+from microumup.run_config import ADDED, NEWER, Command, load_config, read_config, without_retired
 from microumup.run_dir import RunDir, load_tokenizer, read_metrics
 
 CONFIG = TrainConfig(width=32)
@@ -34,7 +36,7 @@ def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_a_saved_bpe_is_the_same(tmp_path: Path, corpus: Corpus) -> None:
     pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
-    tokenizer = corpora.train_bpe(SENTENCES.encode(), 300)
+    tokenizer = corpora.train_bpe([SENTENCES.encode()], 300)
     run = made(tmp_path / "run", replace(CONFIG, vocab_size=300), replace(corpus, tokenizer=tokenizer))
     loaded = load_tokenizer(run)
     text = SENTENCES[:200] + "日本 🙂"
@@ -73,8 +75,23 @@ def test_a_config_of_an_older_version_is_loaded(tmp_path: Path, refused: Refused
     options = asdict(CONFIG) | {"tied_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps(options))
     assert load_config(tmp_path) == CONFIG
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in options.items() if k not in (*ADDED, *NEWER)}))
+    assert load_config(tmp_path) == CONFIG
     (tmp_path / "config.json").write_text(json.dumps(options | {"tied_embeddings": True}))
     assert "--tied-embeddings: True cannot be loaded" in refused(train.main, ["--resume", str(tmp_path)])
+
+
+def test_a_run_made_before_an_option_came_goes_on(tmp_path: Path, corpus: Corpus) -> None:
+    made(tmp_path, CONFIG, corpus)
+    record = read_record(tmp_path / "config.json")
+    older = {name: value for name, value in record.items() if name not in NEWER}
+    del older["run"]["eval_every"], older["run"]["log_every"]
+    write_json(tmp_path / "config.json", sealed(older))
+    with RunDir.resume(tmp_path, corpus) as run:
+        assert (run.config, run.command) == (CONFIG, Command())
+    write_json(tmp_path / "config.json", sealed({name: older[name] for name in older if name != "threads"}))
+    with pytest.raises(ValueError, match="missing: threads"):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize(

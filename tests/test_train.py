@@ -1,7 +1,9 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+import small_runs
 from conftest import Refused
 
 from microumup import train as train_module
@@ -167,3 +169,26 @@ def test_every_option_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
     for name in TrainConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
     assert "--alpha-attn " in text  # the paper's other name
+
+
+# ---- TF32 ----
+
+
+def test_tf32_on_a_cpu_is_refused_before_anything_is_written(shipped: None, tmp_path: Path, refused: Refused) -> None:
+    error = refused(main, [*OPTIONS, "--tf32", "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert error == "microumup train: --tf32: is for a GPU of compute capability 8.0 or more; leave it out\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("double")
+def test_a_run_in_tf32_does_not_go_on_on_a_cpu(tmp_path: Path, text: Path, refused: Refused) -> None:
+    small_runs.killed(small_runs.options(tmp_path / "run", text, "--tf32", "--device", "gpu", "--kernels", "plain"))
+    argv = ["--resume", str(tmp_path / "run"), "--device", "cpu"]
+    small_runs.refuses(refused, tmp_path / "run", "--tf32: is for a GPU", argv=argv)
+
+
+def test_tf32_is_off_and_the_help_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help-all"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--tf32, --no-tf32 on a GPU: matrix products in TF32, [^(]*\(default: off\)", text)

@@ -24,10 +24,12 @@ import numpy as np
 
 from microumup import cli, fused
 from microumup.backend import Array
-from microumup.config import TrainConfig
-from microumup.data import BYTES, ByteTokenizer, Corpus, batch
+from microumup.config import PRESETS, TrainConfig
+from microumup.corpora import BYTES, ByteTokenizer
+from microumup.data import Corpus, batch
 from microumup.fp8 import E4M3, E5M2, Format, quantize
-from microumup.lab import ledger
+from microumup.lab import ledger, roofline
+from microumup.lab.roofline import GPUS
 from microumup.lab.tables import text_table
 from microumup.lab.twins import TWINS, Twin, load_peer
 from microumup.lab.workers import bar, run_all
@@ -245,7 +247,12 @@ def fp8_programs() -> Iterator[tuple[str, Program, Program]]:
 # ---- The command ----
 def main(argv: list[str] | None = None) -> int:
     """The command `bench`."""
-    parser = cli.Parser("bench", f"{__doc__}\nEnds with 1 when a peer computes something else.")
+    parser = cli.Parser(
+        "bench", f"{__doc__}\nEnds with 1 when a peer computes something else.",
+        examples="  microumup bench --config A B --vs torch\n"
+        "  microumup bench --ledger --gpu h100 --preset paper\n"
+        "  microumup bench --ledger --gpu rtx4090 --with batch-size=256 --with micro-batch=64",
+    )  # fmt: skip
     add = parser.add_argument
     add("--config", nargs="+", choices=CONFIGS, metavar="NAME", help="A, B, C or D (default: A)")
     add("--vs", action="append", choices=TWINS, metavar="PEER", help="torch or unit-scaling; repeatable")
@@ -255,12 +262,28 @@ def main(argv: list[str] | None = None) -> int:
     add("--pairs", action="store_true", help="what each pair of fused.py gains, of our step")
     add("--ledger", action="store_true", help="FLOPs, bytes, calls and memory of our step too, by op")
     add("--fp8", action="store_true", help="instead: what rounding to FP8 costs")
+    add(
+        "--gpu",
+        choices=GPUS,
+        help="with --ledger, instead: what a step of a preset asks of this GPU, launches, bytes, "
+        "FLOPs, memory, and an estimate of its time; needs no GPU. Ends with 1 when it does not fit the memory",
+    )
+    add("--preset", choices=PRESETS, help="with --gpu: train's (default: paper)")
+    add("--with", dest="options", action="append", default=[], metavar="OPTION=VALUE",
+        help="with --gpu: an option of train, as micro-batch=16, fp8=fp8, tf32=on; repeatable")  # fmt: skip
     cli.shared(parser, "quiet", json="all that was measured")
     args = parser.parse_args(argv)
     say, progress = cli.say(args.quiet), not args.quiet
     with cli.bad_input(parser):
         check_least(args, rounds=1, threads=1)
-        if args.fp8 and (args.config or args.vs or args.widths or args.pairs or args.ledger or args.threads > 1):
+        elsewhere = args.config or args.vs or args.widths or args.pairs or args.threads > 1
+        if (args.preset or args.options) and not args.gpu:
+            raise ValueError(f"{'--preset' if args.preset else '--with'}: is for --gpu; add --ledger --gpu h100")
+        if args.gpu and (elsewhere or args.fp8 or not args.ledger):
+            raise ValueError("--gpu: is for --ledger, with no option but --preset, --with, --quiet, --json")
+        if args.gpu:
+            return roofline.main(args.preset or "paper", args.gpu, args.options, args)
+        if args.fp8 and (elsewhere or args.ledger):
             raise ValueError("--fp8: has shapes and peers of its own; give it no option but --rounds, --quiet, --json")
         peers = list(dict.fromkeys(args.vs or ()))
         for peer in peers:

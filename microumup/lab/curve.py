@@ -1,5 +1,6 @@
 """Loss curves of runs, against what counting letters would know: `python -m microumup curve RUN_DIR … --plot FILE`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.data import BYTES, load_corpus
+from microumup.corpora import BYTES
+from microumup.data import load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
 from microumup.run_config import load_config
@@ -18,11 +20,13 @@ Config = dict[str, Any]
 
 
 class Curve(NamedTuple):
-    """A run as it is shown. `losses` are smoothed; the last is of step `steps`, counted from 1."""
+    """A run as it is shown. `losses` are smoothed; the last is of step `steps`, counted from 1. `held_out` has the
+    validations along the run, each with the steps behind it."""
 
     label: str
     losses: Array
     steps: int
+    held_out: Sequence[tuple[int, float]] = ()
 
     def at(self, step: int) -> float | None:
         """The loss of a step, if there is one."""
@@ -30,14 +34,15 @@ class Curve(NamedTuple):
         return float(self.losses[step - first]) if first <= step <= self.steps else None
 
 
-def read_run(run_dir: Path) -> tuple[Config, Array]:
-    """The config of a run and its losses, a number a step. Raises ValueError when there is none."""
+def read_run(run_dir: Path) -> tuple[Config, Array, list[tuple[int, float]]]:
+    """The config of a run, its losses, a number a step, and its validations. Raises ValueError when there is no run."""
     config, records = load_config(run_dir), read_metrics(run_dir)
     if not (run_dir / "metrics.jsonl").exists():
         raise ValueError(f"{run_dir} holds no run: there is no metrics.jsonl")
     if not records:
         raise ValueError(f"{run_dir}: no step is logged yet")
-    return asdict(config), np.array([record["loss"] for record in records])
+    held_out = [(record["step"] + 1, record["loss_valid"]) for record in records if "loss_valid" in record]
+    return asdict(config), np.array([record["loss"] for record in records]), held_out
 
 
 def smoothed(losses: Array) -> Array:
@@ -100,26 +105,35 @@ def main(argv: list[str] | None = None) -> int:
     description = "Loss along training of one run or several, and what counting bytes would know."
     parser = cli.Parser("curve", description, operands="RUN_DIR …")
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs that train wrote")
-    cli.shared(parser, "plot", "quiet", json="by run its smoothed losses and the step of the first, from 1; entropies")
+    cli.shared(
+        parser,
+        "plot",
+        "quiet",
+        json="by run its smoothed losses, the step of the first from 1, and validations; entropies",
+    )
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         run_dirs = list({path.resolve(): path for path in args.run_dirs}.values())
-        configs, losses = map(list, zip(*map(read_run, run_dirs), strict=True))
+        configs, losses, held_out = map(list, zip(*map(read_run, run_dirs), strict=True))
         entropies = _entropies(configs)
-        named = zip(labels(configs, run_dirs), losses, strict=True)
-        curves = [Curve(label, smoothed(loss), len(loss)) for label, loss in named]
+        named = zip(labels(configs, run_dirs), losses, held_out, strict=True)
+        curves = [Curve(label, smoothed(loss), len(loss), valid) for label, loss, valid in named]
         if args.plot:
             per_byte = all(config["vocab_size"] == BYTES for config in configs)
             plot(args.plot, curves, entropies, unit="byte" if per_byte else "token")
     say = cli.say(args.quiet)
     say(table(curves))
+    for curve in curves:
+        if curve.held_out:
+            say(f"{curve.label}, held out: " + ", ".join(f"{loss:.3f} at {step}" for step, loss in curve.held_out))
     for order, entropy in enumerate(entropies):
         say(f"entropy of a byte given the {order} before it: {entropy:.3f}")
     if not entropies:
         say("no entropies beside them: they are known where all runs are on the corpus sotu, in bytes")
     points = {curve.label: curve.losses.tolist() for curve in curves}
     first = {curve.label: curve.steps - len(curve.losses) + 1 for curve in curves}
-    cli.json_line(args, {"curves": points, "first_step": first, "entropies": entropies})
+    valid = {curve.label: curve.held_out for curve in curves if curve.held_out}
+    cli.json_line(args, {"curves": points, "first_step": first, "held_out": valid, "entropies": entropies})
     return 0
 
 
@@ -135,9 +149,11 @@ def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) 
     """Draw smoothed loss, in nats per `unit`, against step. Raises ValueError without matplotlib."""
     figure = pic.new_figure(8, 4.5)
     ax = figure.subplots()
-    for (label, losses, steps), colour in zip(curves, pic.COLOURS * len(curves), strict=False):
+    for (label, losses, steps, held_out), colour in zip(curves, pic.COLOURS * len(curves), strict=False):
         x = np.arange(steps - len(losses), steps) + 1
         ax.plot(x, losses, color=colour, label=label, linewidth=2, zorder=2 + 1 / steps)  # a shorter one is in front
+        if held_out:
+            ax.plot(*zip(*held_out, strict=True), "o", color=colour, markersize=4, label=f"{label}, held out")
     for order, entropy in enumerate(entropies[1:], start=1):
         ax.axhline(entropy, color="dimgray", linewidth=1, linestyle=(0, (1 + 2 * order, 2)), zorder=0)
         text = f"entropy of a byte given the {order} before it".replace("the 1 before", "the one before")

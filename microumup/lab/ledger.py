@@ -36,6 +36,7 @@ from microumup.cpu import Threads
 
 MAKERS = ("empty", "zeros", "ones", "full", "array", "asarray", "ascontiguousarray", "arange", "frombuffer", "eye")
 PRODUCTS = ("matmul", "dot")
+MESSENGERS = (__name__, "microumup.lab.shapes", "microumup.cuda")  # modules that do nothing of their own
 COPIERS = ("astype", "copy", "reshape", "ravel", "flatten")  # methods of arrays, always or when they have to
 
 
@@ -153,18 +154,18 @@ def _note(function: str, inputs: tuple[Any, ...], result: Any) -> None:
     elif function not in ("take", "put", "concatenate", *COPIERS):
         other = max(x.size for x in arrays)
     moved = sum(x.nbytes for x in arrays)
-    Counted.calls.append(Call(_caller(), function, gemm, other, moved, threading.get_ident(), places))
+    Counted.calls.append(Call(caller(), function, gemm, other, moved, threading.get_ident(), places))
 
 
-def _caller() -> str:
+def caller() -> str:
     """The op, or else the nearest function of the package, that the call comes from."""
     nearest = ""
     for frame, _ in walk_stack(sys._getframe(2)):
         module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if module.startswith("microumup.") and module != __name__:
+        if module.startswith("microumup.") and module not in MESSENGERS:
             if name.endswith(("_forward", "_backward")):
                 return name.rpartition("_")[0]
-            nearest = nearest or f"{module.rpartition('.')[2]}.{frame.f_code.co_qualname}"
+            nearest = nearest or f"{module.rpartition('.')[2]}.{frame.f_code.co_qualname}".replace(".<locals>", "")
     return nearest
 
 

@@ -6,7 +6,7 @@ Nothing here raises for data that say nothing: what cannot be known is NaN.
 
 from collections.abc import Iterable, Sequence
 from itertools import permutations
-from math import inf, isfinite, isnan, nan, sqrt
+from math import inf, isfinite, isnan, log2, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -98,14 +98,14 @@ def transfer_regret(source: Curve, target: Curve) -> float:
     return loss_at(target, optimum(source).x) - optimum(target).loss
 
 
-def basin_width(curve: Curve, rise: float = 0.02) -> float:
-    """Distance between the points where the loss is `rise` nats above the best, left and right of it, on lines.
+def basin(curve: Curve, rise: float = 0.02) -> tuple[float, float]:
+    """The points left and right of the best where the loss is `rise` nats above it, on lines; NaN where none trained.
 
     A basin that reaches an edge of the grid is at least that wide.
     """
     points, best = sorted(curve), optimum(curve)
     if isnan(best.loss):
-        return nan
+        return nan, nan
     limit, ends = best.loss + rise, []
     for side in ([p for p in points[::-1] if p[0] < best.x], [p for p in points if p[0] > best.x]):
         x, y = best.x, best.loss
@@ -115,7 +115,29 @@ def basin_width(curve: Curve, rise: float = 0.02) -> float:
                 break
             x, y = x_next, y_next
         ends.append(x)
-    return ends[1] - ends[0]
+    return ends[0], ends[1]
+
+
+def basin_width(curve: Curve, rise: float = 0.02) -> float:
+    """Distance between the two ends of the basin."""
+    left, right = basin(curve, rise)
+    return right - left
+
+
+def power_law(points: Sequence[tuple[float, float]], x: float, shrink: float | None = None) -> float:
+    """The value at `x` of L + a x^-α, laid through (x, value) points by least squares.
+
+    `shrink` is 2^-α: the share of the gain by one doubling of x that the next one brings. Where it is not given, which
+    needs three points, the best from 0.1 to 0.98 is taken.
+    """
+    xs, ys = np.array(points, float).T
+    fits = []
+    for ratio in [shrink] if shrink else np.linspace(0.1, 0.98, 177).tolist():
+        falls = np.stack([np.ones(len(xs) + 1), (np.append(xs, x) / xs[-1]) ** log2(ratio)], axis=1)
+        coefficients = np.linalg.lstsq(falls[:-1], ys)[0]
+        error = float(np.square(falls[:-1] @ coefficients - ys).sum())
+        fits.append((error, float(falls[-1] @ coefficients)))
+    return min(fits)[1]
 
 
 def coupling(losses: np.ndarray) -> float:

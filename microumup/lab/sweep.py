@@ -21,13 +21,15 @@ import numpy as np
 from microumup import __version__, checkpoint, cli
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
-from microumup.corpora import Source, read_text, source
-from microumup.data import ByteTokenizer, Corpus, load_corpus
+from microumup.corpora import ByteTokenizer, Source, read_text, source
+from microumup.data import Corpus, load_corpus
+from microumup.devices import use_tf32
 from microumup.diverged import Diverged, check_finite
 from microumup.lab import search
+from microumup.lab.optima import ending
 from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
-from microumup.lab.workers import bar, connect, new_seats, work_off
+from microumup.lab.workers import bar, connect, new_seats, shared_out, work_off
 from microumup.limits import check_least, check_memory, option_name
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
@@ -133,20 +135,23 @@ def run(job: Job, device: str = "cpu") -> Record:
 
 # ---- All runs ----
 def sweep(
-    jobs: Sequence[Job], out: Path, *, workers: int, cluster: str | None = None, device: str = "cpu",
+    jobs: Sequence[Job], out: Path, *, workers: int | Sequence[str], cluster: str | None = None, device: str = "cpu",
     progress: bool = True, retries: int = 2,
 ) -> list[Record]:  # fmt: skip
     """The records of all jobs, in order. What OUT/results has is not run again; the rest is, the longest first.
 
-    Runs are as many processes as there are `workers`, in this one if that is 0, or tasks of the dask scheduler at
-    `cluster`. Each leaves OUT/results/ID.json and a line in OUT/table.csv. Raises ValueError before anything is written
-    when `out` holds something else, a text cannot be read, or there is no such cluster; ConnectionError when it goes;
-    and Crashed at the end when runs failed, having been tried `retries` times more.
+    Runs are as many processes as there are `workers`, each with one GPU if those are names of GPUs; in this process if
+    that is 0; or tasks of the dask scheduler at `cluster`. Each leaves OUT/results/ID.json and a line in OUT/table.csv.
+    Raises ValueError before anything is written when `out` holds something else, a text cannot be read, or there is no
+    such cluster; ConnectionError when it goes; and Crashed at the end when runs failed, having been tried `retries`
+    times more.
     """
     check_out(out)
     unique = {run_id(job): job for job in jobs}
     for job in unique.values():  # before hours of work; and a BPE vocabulary is learned once, not in every process
         check_memory(job.config)
+        if device == "cpu":
+            use_tf32(job.config.tf32, device)
         corpus_of(job.config)
     with ExitStack() as stack:
         client = stack.enter_context(connect(cluster)) if cluster else None
@@ -187,7 +192,7 @@ def sweep(
 
 def task(id: str, job: Job, device: str) -> Record:
     """The record of the run `id`. Raises ValueError when a text of its is another by now."""
-    record = run(job, device)
+    record = run(job, choose_device(device))
     if record["id"] != id:
         raise ValueError("--text or --valid: changed while the sweep was on")
     return record
@@ -282,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     how.add_argument("--independent", action="store_true", help="the lr first, then each other option alone, then all "
                      "best values together, instead of all combinations")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keeps every run; given again, goes on")
-    cli.shared(parser, "workers", "cluster", "device", "quiet", json="what the tables say")
+    cli.shared(parser, "workers", "cluster", "device", "devices", "quiet", json="what the tables say")
     parser.set_defaults(seeds=1, device="cpu")
     parser.add_argument("--retries", type=cli.whole, default=2, metavar="N", help="of a run that crashes (default: 2)")
     parser.add_argument("--log-scales", type=cli.whole, default=0, metavar="EVERY", help="steps between two looks at "
@@ -293,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     say = cli.say(args.quiet)
     with cli.bad_input(parser):
         check_least(args, random=1, seeds=1, workers=1, retries=0, log_scales=0)
-        device = args.device if args.cluster else choose_device(args.device)
+        device, workers = shared_out(args)
         if not args.grid:
             raise ValueError("--grid: name an option to sweep, as lr=2^-2:2^3:2^0.5")
         axes = [search.parse_grid(text) for text in args.grid]
@@ -328,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def train_all(configs: list[TrainConfig]) -> list[Record]:
         return sweep(
-            [Job(config, args.log_scales) for config in configs], args.out, workers=args.workers, cluster=args.cluster,
+            [Job(config, args.log_scales) for config in configs], args.out, workers=workers, cluster=args.cluster,
             device=device, progress=not args.quiet, retries=args.retries,
         )  # fmt: skip
 
@@ -353,11 +358,16 @@ def main(argv: list[str] | None = None) -> int:
     if stages:
         say(f"{search.account(stages)}\n")
     say(f"every run: {args.out / 'table.csv'}")
+    gridded = [kept[id] for id in unique if id in kept] if "lr" in names and args.random == inf else []
+    lines, models = ending(gridded, names, args.out)
+    for line in lines:
+        say(line)
     for id, error in crashed.items():
         parser.complain(f"run {id} crashed: {error}")
     cli.json_line(args, {
         "table": str(args.out / "table.csv"), "points": [search.as_json(p) for p in found],
-        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "crashed": crashed,
+        "search": [{"stage": stage, **search.as_json(p)} for stage, p in stages], "optima": models,
+        "crashed": crashed,
     })  # fmt: skip
     return 1 if crashed else 0
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from microumup.backend import install_hint
+from microumup.backend import choose_device, install_hint
+from microumup.devices import visible
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -73,7 +75,7 @@ def work_off(
                     else:
                         errors[id] = " ".join(f"{type(error).__name__}: {error}".split())
                     if isinstance(error, futures.BrokenExecutor):
-                        [seat] = new_seats(1)
+                        seat = Seat(getattr(seat, "device", ""))
                 else:
                     keep(id, result)
                 seats.append(seat)
@@ -88,16 +90,41 @@ def work_off(
     return errors
 
 
-def new_seats(workers: int, runs: int = 1) -> list[Executor]:
-    """Seats for `workers`, no more than there are runs; one in this process if there are no `workers`."""
+def new_seats(workers: int | Sequence[str], runs: int = 1) -> list[Executor]:
+    """Seats for `workers`, no more than there are runs; one in this process if there are no `workers`.
+
+    Workers are a number, or the devices of each in CUDA's words.
+    """
     if workers == 0:
         return [InThisProcess()]
-    spawn = get_context("spawn")
-    return [ProcessPoolExecutor(1, mp_context=spawn, initializer=follow_parent) for _ in range(min(workers, runs))]
+    devices = [""] * workers if isinstance(workers, int) else workers
+    return [Seat(device) for device in devices[:runs]]
 
 
-def follow_parent() -> None:
-    """Leave Ctrl-C to the parent of this new process, and end with it, even if it is killed."""
+class Seat(ProcessPoolExecutor):
+    """A seat in a process of its own, which sees no GPU but `device`; whatever this one sees, if that is empty."""
+
+    def __init__(self, device: str = "") -> None:
+        self.device = device
+        super().__init__(1, mp_context=get_context("spawn"), initializer=follow_parent, initargs=(device,))
+
+
+def shared_out(args: Namespace) -> tuple[str, int | list[str]]:
+    """The device of runs, and who makes them, by the options --device, --devices, --workers and --cluster.
+
+    Raises ValueError for devices that do not exist, or that are others' to choose.
+    """
+    if not args.devices:
+        return args.device if args.cluster else choose_device(args.device), args.workers
+    if args.cluster:
+        raise ValueError("--devices: is for this machine; start each worker of --cluster with its CUDA_VISIBLE_DEVICES")
+    return "gpu", visible(args.devices)
+
+
+def follow_parent(device: str = "") -> None:
+    """Leave Ctrl-C to the parent of this new process, and end with it, even if it is killed; see `device` alone."""
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # in time: CUDA reads it when CuPy first calls it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
     parent = parent_process()

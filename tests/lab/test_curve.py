@@ -176,3 +176,16 @@ def test_what_is_no_run_is_named(run_dir: Path, damage, message: str, refused: R
 def test_a_picture_of_no_known_kind_is_refused(run_dir: Path, refused: Refused) -> None:
     error = refused(main, [str(run_dir), "--plot", "loss.txt"])
     assert "--plot: loss.txt does not end with .png, .svg or .pdf" in error
+
+
+def test_validations_along_a_run_are_printed_and_drawn(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    lines[49] = '{"step": 49, "loss": 4.0, "loss_valid": 4.25}'
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert main([str(run_dir), "--plot", str(tmp_path / "curve.svg"), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "scheme umup, width 64, held out: 4.250 at 50\n" in out
+    assert json.loads(out.splitlines()[-1])["held_out"] == {"scheme umup, width 64": [[50, 4.25]]}
+    assert "held out" in (tmp_path / "curve.svg").read_text()

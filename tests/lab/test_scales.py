@@ -8,7 +8,8 @@ import pytest
 
 from microumup.backend import install_hint
 from microumup.config import ModelConfig, TrainConfig
-from microumup.data import ByteTokenizer, Corpus
+from microumup.corpora import ByteTokenizer
+from microumup.data import Corpus
 from microumup.engine import Tensor
 from microumup.fp8 import E4M3, E5M2, FORMATS, LINEARS, RECIPES, quantize
 from microumup.lab import scales
@@ -224,7 +225,7 @@ def run_dir(tmp_path, corpus, monkeypatch):
     trainer = Trainer(config, corpus)
     with RunDir.create(tmp_path, config, corpus, Command(save_every=1)) as run:
         loss, *_ = trainer.update(0)
-        run.log({"step": 0, "loss": loss})
+        run.log([{"step": 0, "loss": loss}])
         run.save_if_due(trainer.state, 1, 0.0)
     return tmp_path
 

@@ -15,6 +15,7 @@ from microumup.lab.statistics import (
     loss_at,
     mean_interval,
     optimum,
+    power_law,
     transfer_regret,
 )
 
@@ -148,3 +149,9 @@ def test_a_diagonal_valley_is_coupling() -> None:
 
 def test_a_grid_of_one_row_and_column_says_nothing_of_coupling() -> None:
     assert isnan(coupling(np.ones((1, 1))))
+
+
+@pytest.mark.parametrize("shrink", [None, 0.5])
+def test_the_law_is_found_where_there_is_one(shrink: float | None) -> None:
+    points = [(x, 1.0 + 3.0 / x) for x in ((32, 64, 128) if shrink is None else (32, 64))]
+    assert power_law(points, 512, shrink) == pytest.approx(1.0 + 3.0 / 512, abs=1e-6)

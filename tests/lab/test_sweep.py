@@ -29,6 +29,7 @@ from microumup.lab.sweep import (
 )
 from microumup.lab.tables import read_table, write_table
 from microumup.parametrization import Scheme
+from microumup.run_config import NEWER
 from microumup.trainer import train
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
@@ -70,7 +71,7 @@ def test_a_record_is_what_train_says(jobs: list[Job]) -> None:
     assert record["id"] == run_id(jobs[1])
     assert (record["loss"], record["loss_valid"]) == (result["loss_final"], result["loss_valid"])
     assert (record["diverged"], record["diverged_at"]) == (False, None)
-    assert record["config"] == asdict(config) | {"text": list(config.text)}
+    assert record["config"] == asdict(config) | {"text": list(config.text), "valid": []}
     assert record["version"] == __version__
     assert record["seconds"] > 0
     assert record["tokens_per_second"] > 0
@@ -128,9 +129,15 @@ def test_an_id_depends_on_the_config_and_on_nothing_else(jobs: list[Job], monkey
 
 def test_a_run_made_before_an_option_was_retired_keeps_its_id() -> None:
     job = Job(TrainConfig(**TINY))
-    content = {"config": plain(job.config) | {"tied_embeddings": False}, "ranges_every": 0}
+    config = {name: value for name, value in plain(job.config).items() if name not in NEWER}
+    content = {"config": config | {"tied_embeddings": False}, "ranges_every": 0}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     assert run_id(job) == sha256(canonical.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("option", [{"clip": 1.0}, {"beta2": 0.99}, {"kernels": "plain"}, {"micro_batch": 2}])
+def test_a_newer_option_that_says_something_is_part_of_the_id(option: dict[str, Any]) -> None:
+    assert run_id(Job(TrainConfig(**TINY, **option))) != run_id(Job(TrainConfig(**TINY)))
 
 
 def test_an_id_depends_on_what_is_in_a_text_not_on_where_it_lies(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ def test_the_command_says_what_is_best(argv: list[str], tmp_path: Path, capsys: 
     assert found["points"][0]["loss"] == pytest.approx(min(means.values()))
     assert found["crashed"] == {}
     assert text[0] == "3 points, best first:"
-    assert text[-1] == f"every run: {tmp_path / 'out' / 'table.csv'}"
+    assert f"every run: {tmp_path / 'out' / 'table.csv'}" in text
+    assert [model["seeds"] for model in found["optima"]] == [2]
+    assert text[-1] == f"go on with: microumup transfer {tmp_path / 'out'} --width 32"
 
 
 @pytest.mark.usefixtures("here")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from microumup import cli
-from microumup.backend import choose_device, install_hint
+from microumup.backend import install_hint
 from microumup.lab.figures import coupling, fp8, horizons, page, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
 from microumup.lab.figures.judging import amount
@@ -23,6 +23,7 @@ from microumup.lab.figures.settings import SETTINGS, Setting
 from microumup.lab.figures.store import Supposed, collect, sessions_of, wanted
 from microumup.lab.sweep import estimate_seconds, flops, load_results
 from microumup.lab.tables import text_table
+from microumup.lab.workers import shared_out
 from microumup.limits import check_least
 
 MODULES = (width, fp8, search, scales, horizons, coupling, rules)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", **directory, help="for tables and pictures (default: pictures/ in the store)")
     parser.add_argument("--docs", **flag, help="renew docs/figures and docs/results.md of this clone")
     parser.add_argument("--runs", **directory, help=runs)
-    cli.shared(parser, "workers", "cluster", "device", "quiet", json="figures, their claims and files")
+    cli.shared(parser, "workers", "cluster", "device", "devices", "quiet", json="figures, their claims and files")
     parser.set_defaults(device="cpu")
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
@@ -81,9 +82,10 @@ def main(argv: list[str] | None = None) -> int:
                     take_committed(figure, out)
                 read_data(figure, out)  # all, before any is written
         else:
-            how = {"workers": args.workers, "cluster": args.cluster, "progress": not args.quiet}
+            device, workers = shared_out(args)
+            how = {"workers": workers, "cluster": args.cluster, "progress": not args.quiet}
             try:
-                known, errors = collect(figures, setting, store, device=choose_device(args.device), **how)
+                known, errors = collect(figures, setting, store, device=device, **how)
             except KeyboardInterrupt:
                 parser.complain(f"interrupted; {store} keeps what is done, go on with the same command")
                 return 130

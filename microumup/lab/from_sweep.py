@@ -1,0 +1,42 @@
+"""`microumup train --from-sweep DIR`: the command train, with the learning rate that transfer finds in a sweep."""
+
+from os.path import abspath
+from pathlib import Path
+from typing import Any
+
+from microumup import checkpoint, train
+from microumup.config import TrainConfig
+from microumup.lab.drifts import NoEvidence
+from microumup.lab.search import show_value
+from microumup.lab.sweep import plain
+from microumup.lab.transfer import AXES, command, predict, read_sweep
+from microumup.limits import option_name
+
+OWN = (*AXES, "lr", "seed", "threads", "valid", "micro_batch", "kernels", "tf32")  # in which a run may differ from it
+
+
+def tune(sweep_dir: Path, config: TrainConfig) -> tuple[float, dict[str, Any]]:
+    """η of a run by `transfer` from a sweep, and for its config.json where that comes from.
+
+    Raises ValueError where transfer refuses, and for a run that differs from the sweep in more than its sizes.
+    """
+    try:
+        found = predict(read_sweep(sweep_dir), {axis: getattr(config, axis) for axis in AXES})
+    except NoEvidence as error:
+        raise ValueError(f"--from-sweep: {error}") from None
+    here, there = (plain(c) | {"text": list(map(abspath, c.text))} for c in (config, found.target))
+    if other := [name for name in here if name not in OWN and here[name] != there[name]]:
+        differs = f"{option_name(other[0])} is {show_value(here[other[0]])}, in the sweep {show_value(there[other[0]])}"
+        raise ValueError(f"--from-sweep: {differs}; give the sweep's options: {command(found.target)}")
+    for note in found.notes:
+        checkpoint.note(note)
+    moves = {move.axis: move for move in found.moves}
+    return found.target.eta, {
+        "path": str(sweep_dir.resolve()), "width": found.source.width, "log2_optimum": found.tuned.eta.value,
+        "log2_lr": found.eta, "moves": moves,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `train`."""
+    return train.main(argv, tune)
