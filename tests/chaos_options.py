@@ -49,6 +49,8 @@ CHEAP = {
     "coordcheck": ["--widths", "8,16", "--steps", "1", "--seeds", "1", "--workers", "0"],
     "sweep": [*SIZES[:-2], "--steps", "2", "--text", "text.txt", "--grid", "lr=1,2", "--out", "swept"],
     "figures": ["--dry-run"],
+    "transfer": ["swept", "--width", "16"],
+    "gpu-report": ["--parts", "device", "--limit", "1"],
     "curve": ["half"],
     "bench": ["--dry-run"],
 }
@@ -88,7 +90,7 @@ def draw(actions: list[argparse.Action], rng: random.Random) -> list[str]:
             pool = [*map(str, action.choices), *WORDS[:3]]
         if action.dest == "grid":
             pool = GRIDS
-        if action.dest == "text":
+        if action.dest in ("text", "valid"):
             pool = PATHS
         if action.default not in (None, argparse.SUPPRESS) and rng.random() < 0.2:
             pool = [str(action.default)]

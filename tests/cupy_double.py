@@ -101,8 +101,10 @@ class ndarray:  # noqa: N801 - CuPy's name
         written = np.arange(self.size).reshape(self.shape)[index]
         if np.unique(written).size < written.size:
             raise IndexError("an element is written twice; which of the values CuPy leaves there is undefined")
+        there = self._host[index]
         self._host[index] = _operand(value)
-        counts["launches"] += 1
+        in_place = isinstance(value, ndarray) and value._host.__array_interface__ == there.__array_interface__
+        counts["launches"] += not in_place  # in `x[i] += y` the value lies there already, and CuPy sees that
 
     def __matmul__(self, other):
         if not isinstance(other, ndarray):

@@ -1,7 +1,7 @@
 """What a training step asks of a GPU, counted on the double of CuPy: no wait, one upload, and so many launches.
 
 LAUNCHES says how many launches an update is, whatever the sizes: those of a network without layers, and those of each
-layer. The numbers are bounds that may sink: lower them with the code.
+layer. They go down where code gets better; then they, and the README, are to say so.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mup, fp8": {"scheme": "mup", "fp8": "fp8"},
 }  # fmt: skip
 LAUNCHES = {
-    ("plain", "adamw", "none"): (102, 285), ("plain", "sgd", "none"): (74, 187), ("plain", "adamw", "fp8"): (123, 432),
-    ("fast", "adamw", "none"): (35, 117), ("fast", "sgd", "none"): (41, 138), ("fast", "adamw", "fp8"): (40, 138),
+    ("plain", "adamw", "none"): (101, 285), ("plain", "sgd", "none"): (73, 187), ("plain", "adamw", "fp8"): (122, 432),
+    ("fast", "adamw", "none"): (35, 115), ("fast", "sgd", "none"): (41, 136), ("fast", "adamw", "fp8"): (40, 136),
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_the_first_step_sends_the_angles_of_rope_too(double, corpus, kernels):
 def test_a_step_is_so_many_launches(double, corpus, kernels, optimizer, fp8, layers):
     options = (SGD if optimizer == "sgd" else {}) | {"fp8": fp8, "layers": layers, "kernels": kernels}
     base, layer = LAUNCHES[kernels, optimizer, fp8]
-    assert steps(Trainer(TrainConfig(**SMALL | options), corpus, "gpu"))["launches"] <= base + layer * layers
+    assert steps(Trainer(TrainConfig(**SMALL | options), corpus, "gpu"))["launches"] == base + layer * layers
 
 
 def test_the_readme_says_how_many_launches_the_default_is():

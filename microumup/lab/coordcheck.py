@@ -24,20 +24,23 @@ branch stands. Every step is looked at, and of each tensor the step judged that 
 `sp` is held against the same, but for its scores and logits at init, 0. It claims no transfer and has none: over width
 its effects grow, as C lacks the 1/fan_in; over depth its trunk does, at initialization as √depth.
 
-A slope may be off by 1/4. The rules are powers of the width in steps of 1/2, so a wrong one moves some slope by 1/2,
-and 1/4 is half way. What right ones need of it is for finite width. An update by b tokens has √(1 + b/D) times the
-effect that it has in the limit: the part of x that it was made for adds up over D elements, all others add up by
-chance. So tokens are few: with the default 16, slopes from width 64 on are off by 0.1 at most, with 128 by 0.2; over
-depth, from 2 layers on, by 0.2 too. Tokens are random: size is no matter of what a text says. There is no warm-up and
-no weight decay, and η is 1/16 of the scheme's typical one: small steps go as theory does, and a batch known by heart
-leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
+A slope may be off by 1/4, half of what a wrong rule moves it by. What right ones need of it is for finite width. An
+update by b tokens has √(1 + b/D) times the effect that it has in the limit: the part of x that it was made for adds up
+over D elements, all others add up by chance. So tokens are few: with the default 16, slopes from width 64 on are off by
+0.1 at most, with 128 by 0.2; over depth, from 2 layers on, by 0.2 too. Tokens are random: size is no matter of what a
+text says. There is no warm-up and no weight decay, and η is 1/16 of the scheme's typical one: small steps go as theory
+does, and a batch known by heart leaves no gradients to look at. A single seed or two sizes are quick, and noisy.
+
+What four steps cannot show is looked at by --late (`late.py`), in half a minute on two cores: a whole short training at
+every width, from the first update to the last the size of updates relative to what they meet, and what weight decay has
+in them.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf, isfinite, nan, sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,21 +48,21 @@ import numpy as np
 
 from microumup import cli
 from microumup.backend import Array
-from microumup.config import ModelConfig
+from microumup.config import DECAYS, ModelConfig
 from microumup.engine import Tensor, backpropagate
 from microumup.fp8 import LINEARS
+from microumup.lab import late
 from microumup.lab import pictures as pic
 from microumup.lab.scales import Op, loss_with_logits, named_ops
-from microumup.lab.statistics import mean_interval
+from microumup.lab.slopes import Row, furthest_off, powers, row_of, slope_cells
 from microumup.lab.workers import run_all
-from microumup.limits import check_least
+from microumup.limits import check_least, option_name
 from microumup.model import init_params
 from microumup.optim import AdamW
 from microumup.parametrization import SCHEMES
 from microumup.plan import plan
 from microumup.ranges import rms_of
 
-TOLERANCE = 0.25
 WIDTHS = (64, 128, 256, 512, 1024)
 SEQ_LEN = 16
 
@@ -74,24 +77,6 @@ SAME_SIZE = ("attn_split", "ffn_split", "q_rope", "k_rope")  # not measured: the
 Sizes = dict[tuple[str, str], float]  # RMS by measure and tensor
 
 
-class Row(NamedTuple):
-    """Growth of a tensor's size with width or depth, and what it should be."""
-
-    measure: str  # init, effect or change
-    tensor: str
-    step: int  # updates so far
-    rms: tuple[float, ...]  # at every width or depth; the geometric mean over seeds
-    slope: float  # of log RMS over log width; the mean over seeds
-    interval: float  # 95 % confidence: slope ± interval; nan with one seed
-    expected: tuple[float, float]  # the least and the greatest right slope
-    verdict: str  # ok, too large, too small: the slope, and so the tensor in wide or deep models
-
-    @property
-    def off(self) -> float:
-        """Distance of the slope from what is expected; negative or 0 within."""
-        return max(self.expected[0] - self.slope, self.slope - self.expected[1])
-
-
 class Report(NamedTuple):
     """Findings of a check."""
 
@@ -104,10 +89,7 @@ class Report(NamedTuple):
     @property
     def judged(self) -> list[Row]:
         """Row of every tensor and measure that is furthest off what is expected."""
-        by_tensor: dict[tuple[str, str], list[Row]] = {}
-        for row in self.rows:
-            by_tensor.setdefault((row.measure, row.tensor), []).append(row)
-        return [max(rows, key=lambda row: row.off) for rows in by_tensor.values()]
+        return furthest_off(self.rows)
 
     @property
     def failed(self) -> list[Row]:
@@ -151,7 +133,7 @@ def coordcheck(
         for measure, tensor in tensors:
             if expected := expected_slope(measure, tensor, config, axis, fixed_heads=heads is not None):
                 rms = [[runs[model(size), seed][step][measure, tensor] for size in sizes] for seed in seeds]
-                rows.append(_row(measure, tensor, step, sizes, np.array(rms), expected))
+                rows.append(row_of(measure, tensor, step, sizes, np.array(rms), expected))
     return Report(config.scheme, axis, sizes, steps, rows)
 
 
@@ -233,30 +215,6 @@ def expected_slope(
     return half if (starts_small if measure == "init" else slow_embedding and tensor == "embedding") else zero
 
 
-def slope_and_interval(sizes: Sequence[int], rms: Array) -> tuple[float, float]:
-    """The slope of log RMS over log size by least squares, mean over seeds, and the ± of its 95 % confidence interval.
-
-    rms (seeds, sizes). The interval is nan with a single seed. The slope is inf where an RMS is not finite, and -inf
-    where one is 0.
-    """
-    if not np.isfinite(rms).all():
-        return inf, nan
-    if (rms == 0).any():
-        return -inf, nan
-    x = np.log(sizes)
-    x -= x.mean()
-    slope, _, high = mean_interval(np.log(rms) @ x / (x @ x))  # (seeds,)
-    return slope, nan if high is None else high - slope
-
-
-def _row(measure: str, tensor: str, step: int, sizes: Sequence[int], rms: Array, expected: tuple[float, float]) -> Row:
-    slope, interval = slope_and_interval(sizes, rms)
-    too_far = "too large" if slope > expected[1] + TOLERANCE else "too small" if slope < expected[0] - TOLERANCE else ""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.exp(np.log(rms).mean(axis=0))
-    return Row(measure, tensor, step, tuple(mean.tolist()), slope, interval, expected, too_far or "ok")
-
-
 def rule_behind(row: Row, axis: str) -> str:
     """Rule to look at when a tensor's size goes wrong."""
     weight = {"embedding": "input", "head": "output"}.get(row.tensor, "hidden" if row.tensor in LINEARS else "")
@@ -286,70 +244,90 @@ def reading(report: Report) -> str:
         return (
             f"PASS: from {axis} {sizes[0]} to {sizes[-1]} all {count} slopes are as they should be. That is what "
             f"{report.steps} updates on one batch at a small η can show. They cannot show what weight decay, Adam's ε "
-            f"under small gradients, and the late part of a training do to the best learning rate."
+            f"under small gradients, and the late part of a training do to the best learning rate; --late looks at the "
+            f"first and the last of these."
             f"{DRIFT_OVER_DEPTH if axis == 'depth' else ''}"
         )
     causes = [(row.measure, row.verdict, rule_behind(row, axis)) for row in failed]
-    (measure, verdict, rule), right = causes[0], _powers(failed[0].expected, axis)
+    (measure, verdict, rule), right = causes[0], powers(failed[0].expected, axis)
     alike = [row for row, cause in zip(failed, causes, strict=True) if cause == causes[0]]
     lr, models = "high" if verdict == "too large" else "low", "wide" if axis == "width" else "deep"
     consequence = f" One learning rate for all is too {lr} for {models} models." if measure != "init" else ""
     return (
         f"FAIL: {len(failed)} of {count} slopes are not as they should be. Look first at {rule}: "
         f"{MEASURES[measure][1]} of {', '.join(row.tensor for row in alike)} goes as "
-        f"{_powers([row.slope for row in alike], axis)} where {right} is right.{consequence}"
+        f"{powers([row.slope for row in alike], axis)} where {right} is right.{consequence}"
     )
 
 
-def _powers(slopes: Sequence[float], axis: str) -> str:
-    def power(slope: float) -> str:
-        return f"{axis}^{round(slope, 2) + 0:g}" if isfinite(slope) else "overflow" if slope > 0 else "zero"
-
-    return " to ".join(dict.fromkeys((power(min(slopes)), power(max(slopes)))))
-
-
 # ---- The command ----
+EXAMPLES = """  microumup coordcheck                            over width, in seconds
+  microumup coordcheck --depths 2,4,8,16
+  microumup coordcheck --late --plot late.png     later, with weight decay of every kind
+  microumup coordcheck --late --scheme mup --decay coupled --weight-decay 0.1"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command `coordcheck`: 0 when the scheme passes, 1 when it does not, 2 on a bad argument."""
-    parser = cli.Parser("coordcheck", __doc__ or "")
+    parser = cli.Parser("coordcheck", __doc__ or "", examples=EXAMPLES)
     cli.add_options(parser, ModelConfig)
     # the model's own --width, --layers and --seq-len give way to those of the check
     group = parser.add_argument_group("the check", conflict_handler="resolve")
 
     N: dict[str, Any] = {"type": cli.whole, "metavar": "N"}
     sizes: dict[str, Any] = {"type": lambda text: [*map(cli.whole, text.split(","))], "metavar": "N,N,…"}
-    group.add_argument("--widths", **sizes, help=f"to check over (default: {','.join(map(str, WIDTHS))})")
+    group.add_argument("--widths", **sizes, help=f"to check over (default: {', '.join(map(str, WIDTHS))}; "
+                       f"with --late {', '.join(map(str, late.WIDTHS))})")  # fmt: skip
     group.add_argument("--depths", **sizes, help="numbers of layers, to check over them instead")
     group.add_argument("--width", **N, help=f"over depths: D (default: {ModelConfig.width})")
     group.add_argument("--layers", **N, help=f"over widths (default: {ModelConfig.layers})")
     group.add_argument("--heads", **N, help="as many at every width, so that head dims grow")
-    group.add_argument("--lr", type=cli.number, metavar="X", help="η, constant (default: 1/16 of train's)")
+    group.add_argument("--lr", type=cli.number, metavar="X", help="η, constant (default: 1/16 of train's); with "
+                       "--late the peak (default: 1/4)")  # fmt: skip
     group.add_argument("--seq-len", **N, default=SEQ_LEN, help="s, tokens in a sequence (default: %(default)s)")
-    group.add_argument("--batch-size", **N, default=1, help="B, sequences in the batch (default: %(default)s)")
-    group.add_argument("--steps", **N, default=4, help="updates (default: %(default)s)")
+    group.add_argument("--batch-size", **N, help=f"B, sequences in the batch (default: 1; {late.BATCH_SIZE})")
+    group.add_argument("--steps", **N, help=f"updates (default: 4; {late.STEPS})")
+    group.add_argument("--late", action="store_true", help="look at updates and weight decay throughout a training")
+    group.add_argument("--weight-decay", type=cli.number, metavar="X", help="with --late: λ (default: 2 / steps)")
+    group.add_argument("--decay", choices=DECAYS, help="with --late: this one alone (default: independent, judged, "
+                       "and the others beside it)")  # fmt: skip
     cli.shared(group, seeds="models of every size", seed="the first of the seeds", workers="; 0: just this one")
     cli.shared(parser, "plot", "quiet", json="passed, rows of all steps")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
+        args.steps = args.steps if args.steps is not None else late.STEPS if args.late else 4
+        args.batch_size = args.batch_size if args.batch_size is not None else late.BATCH_SIZE if args.late else 1
         check_least(args, steps=1, seeds=1, seed=0, batch_size=1, workers=0)
+        for name in ("depths", "heads") if args.late else ("decay", "weight_decay"):
+            if getattr(args, name) is not None:
+                words = "--late is over --widths, with head dims of one size" if args.late else "it goes with --late"
+                raise ValueError(f"{option_name(name)}: leave it out; {words}")
         for name in ("widths", "layers") if args.depths else ("width",):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name}: leave it out; the check is over --{'depths' if args.depths else 'widths'}")
         options = {name: value for name, value in cli.given(args, ModelConfig).items() if value is not None}
         if not args.depths:  # any width that fits the head dim, until each of --widths takes its place
             options["width"] = max(4, 4 * options.get("head_dim", ModelConfig.head_dim))
-        report = coordcheck(
-            ModelConfig(**options), widths=args.widths or WIDTHS, depths=args.depths or (), heads=args.heads,
-            seeds=range(args.seed, args.seed + args.seeds), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
-            workers=args.workers, progress=not args.quiet,
-        )  # fmt: skip
+        how: dict[str, Any] = {"seeds": range(args.seed, args.seed + args.seeds), "workers": args.workers}
+        how["progress"] = not args.quiet
+        report: Report | late.Report
+        if args.late:
+            config, decays = late.config_of(args, options), () if args.decay else DECAYS
+            report = late.late(config, widths=args.widths or late.WIDTHS, decays=decays, **how)
+            shown, verdict = late.table(report), late.reading(report)
+        else:
+            report = coordcheck(
+                ModelConfig(**options), widths=args.widths or WIDTHS, depths=args.depths or (), heads=args.heads,
+                steps=args.steps, batch_size=args.batch_size, lr=args.lr, **how,
+            )  # fmt: skip
+            shown, verdict = table(report), reading(report)
     say = cli.say(args.quiet)
-    say(f"{table(report)}\n\n{reading(report)}")
+    say(f"{shown}\n\n{verdict}")
     if args.plot:
         with cli.bad_input(parser):
-            plot(args.plot, report)
+            late.plot(args.plot, report) if isinstance(report, late.Report) else plot(args.plot, report)
         say(f"drawn to {args.plot}")
-    cli.json_line(args, {"passed": report.passed} | report._asdict() | {"reading": reading(report)})
+    cli.json_line(args, {"passed": report.passed} | report._asdict() | {"reading": verdict})
     return 0 if report.passed else 1
 
 
@@ -362,8 +340,7 @@ def table(report: Report) -> str:
         for row in report.judged:
             if row.measure == measure:
                 rms = "".join(f"{rms:12.3g}" for rms in row.rms)
-                slope = f"{row.slope:8.2f} " + (f"± {row.interval:.2f}" if isfinite(row.interval) else "")
-                expected = " … ".join(dict.fromkeys(f"{slope:g}" for slope in row.expected))
+                slope, expected = slope_cells(row)
                 lines.append(f"  {row.tensor:12}{rms}{row.step:6}{slope:15}{expected:>12}  {row.verdict}")
     return "\n".join(lines)
 

@@ -12,11 +12,11 @@ from unittest.mock import patch
 from microumup import fused, model, ops, trainer
 from microumup.backend import Array
 from microumup.engine import Backward, Kernels, Tensor, using
-from microumup.lab import gradcheck, scales
+from microumup.lab import coordcheck, gradcheck, scales
 from microumup.lab.figures.rules import taus_as_printed
 from microumup.multipliers import Plain, UnitScaled, residual_multipliers
 from microumup.ops import ResidualScale, Scale
-from microumup.optim import DECAYS
+from microumup.optim import DECAYS, AdamW
 from microumup.parametrization import SCHEMES, Rule, one
 
 Swap = tuple[dict[str, Any], str, Any]  # a table, or a module's names; one of its keys; what is put there
@@ -108,6 +108,13 @@ def tied(function: Callable[..., Any]) -> Callable[..., Any]:
     return planted
 
 
+class CoarseAdamW(AdamW):
+    """AdamW with an ε of 1, whatever was asked for: 2^-12 and less to gradients of the size that µP's have."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings | {"eps": 1.0})
+
+
 attention, rope_backward = ops.attention, ops.rope_backward  # before anything is planted
 
 
@@ -128,7 +135,7 @@ ZOO = {
         "hidden LR 1/fan_in", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=lambda s: 1 / s.fan_in)),
         "coord transfer"),
     "hidden-lr-1": Mistake(
-        "hidden LR 1", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=one)), "coord transfer"),
+        "hidden LR 1", "fan_in^-1/2: Table 1", row(hidden=hidden._replace(C=one)), "coord late transfer"),
     "embedding-lr-1": Mistake(
         "embedding LR 1", "fan_out^-1/2: App. A.3", row(input=embedding._replace(C=one)), "coord"),
     "branch-lr-1": Mistake(
@@ -136,7 +143,7 @@ ZOO = {
         "coord transfer"),
     "fans-swapped": Mistake(
         "fan_in taken for fan_out", "Table 1", fans_swapped("init_std", "A", "A_backward", "C"),
-        "scale coord transfer"),
+        "scale coord late transfer"),
     "fans-swapped-lr": Mistake("the same, in the LR alone", "Table 1", fans_swapped("C"), "coord"),
     "attention-sqrt": Mistake(
         "scores of 1/√K", "1/K: eq. (25)", row(score_scale=lambda K: K**-0.5), "scale coord transfer"),
@@ -152,8 +159,10 @@ ZOO = {
         + [(vars(scales), "forward", tied(model.forward)), (vars(trainer), "evaluate", tied(model.evaluate))],
         "gradcheck coord transfer"),
     "coupled-decay": Mistake(
-        "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "",
-        "a move along the abc-symmetry, which then changes the training"),
+        "weight decay s(t) η C λ", "s(t) λ: Table 6", [(DECAYS, "independent", DECAYS["coupled"])], "late"),
+    "adam-eps-1": Mistake(
+        "Adam's ε as large as its gradients", "small against them, 1: App. A.4",
+        [(vars(module), "AdamW", CoarseAdamW) for module in (coordcheck, trainer)], "coord late"),
     "eq-22-printed": Mistake(
         "τ as eq. (22) prints it", "eq. (12)", row(residual=residual._replace(multipliers=eq_22_as_printed)), "",
         "σ of all branches over that of the embedding, which is α_res no more; and Lemma C.1, which fails"),

@@ -1,14 +1,15 @@
 """The bug zoo: which check catches which mistake. The mistakes are in `mistakes.py`.
 
-Four checks look at a model with a mistake planted in it, each from another side:
+Five checks look at a model with a mistake planted in it, each from another side:
 
     gradcheck   is every gradient the true one, times the predicted constant?
     scale       does every tensor start at the RMS expected of umup without the mistake, within 0.8 … 1.25?
     coord       do activations, and what updates do to them, go with width and depth as they should?
+    late        do updates, and weight decay in them, keep their relative size over width throughout a training?
     transfer    is the best η of a short training at width 64 that of width 16, within 2/3 of an octave, and its
                 validation loss at most 0.05 nats above that of umup without the mistake?
 
-Transfer takes minutes and is run when asked for. The table is held against what is known of every mistake.
+Late and transfer take minutes and are run when asked for. The table is held against what is known of every mistake.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 
 from microumup import cli
 from microumup.config import ModelConfig, TrainConfig
-from microumup.lab import gradcheck
+from microumup.lab import gradcheck, late
 from microumup.lab.coordcheck import coordcheck
 from microumup.lab.expected import expected_rms
 from microumup.lab.mistakes import ZOO, Mistake, planted
@@ -30,6 +31,7 @@ from microumup.lab.scales import fresh_loss, measured_rms
 from microumup.lab.sweep import Job, run
 from microumup.lab.workers import run_all
 from microumup.limits import check_least
+from microumup.parametrization import SCHEMES
 
 
 # ---- The checks: each finds something to say about a mistake, or nothing ----
@@ -67,6 +69,19 @@ def by_coord(mistake: Mistake) -> str:
         expected = " … ".join(f"{slope:g}" for slope in dict.fromkeys(r.expected))
         off.append((r.off, f"{r.measure} of {r.tensor} as {axis}^{round(r.slope, 2) + 0:.2f}, not {expected}"))
     return furthest(off)
+
+
+def by_late(mistake: Mistake) -> str:
+    """A late check of independent decay, over two widths."""
+    steps = 64
+    config = TrainConfig(
+        seq_len=late.SEQ_LEN, batch_size=late.BATCH_SIZE, steps=steps, weight_decay=late.DECAY_IN_ALL / steps,
+        lr=late.PART_OF_LR * SCHEMES["umup"].typical_lr,
+    )  # fmt: skip
+    with planted(mistake):
+        wrong = late.failed(late.late(config, widths=(32, 128)).rows["independent"])
+    found = [(r.off, f"{r.measure} of {r.tensor} as width^{r.slope:.2f}, {r.step} % into the run") for r in wrong]
+    return furthest(found)
 
 
 # Training on the shipped text, short and narrow. Octaves are powers of 2: η = 2^octave. A parabola through five of
@@ -107,21 +122,22 @@ def by_transfer(found: Sequence[tuple[float, float]], healthy: Sequence[tuple[fl
 
 
 # ---- The command ----
-CHECKS = {"gradcheck": by_gradcheck, "scale": by_scale, "coord": by_coord}
-ALL_CHECKS = (*CHECKS, "transfer")
+CHECKS = {"gradcheck": by_gradcheck, "scale": by_scale, "coord": by_coord}  # quick ones
+LOOKS = CHECKS | {"late": by_late}
+ALL_CHECKS = (*LOOKS, "transfer")
 Look = tuple[str, str, int]  # a mistake, a check, and the width where it is transfer
 Findings = dict[str, dict[str, str]]  # by mistake and check; empty where the check did not catch it
 
 
 def examine(names: Collection[str], checks: Collection[str], *, workers: int = 0, progress: bool = False) -> Findings:
     """Findings of each check in each mistake. In this process, or in as many others as there are `workers`."""
-    jobs: list[Look] = [(name, check, 0) for check in checks if check in CHECKS for name in names]
+    jobs: list[Look] = [(name, check, 0) for check in checks if check in LOOKS for name in names]
     if "transfer" in checks:
         jobs += [(name, "transfer", width) for width in reversed(WIDTHS) for name in dict.fromkeys(("nothing", *names))]
     found = dict(zip(jobs, run_all(look, jobs, workers, progress=progress, unit="look"), strict=True))
 
     def finding(name: str, check: str) -> str:
-        if check in CHECKS:
+        if check in LOOKS:
             return str(found[name, check, 0])
         return by_transfer(*([found[of, check, width] for width in WIDTHS] for of in (name, "nothing")))
 
@@ -131,8 +147,8 @@ def examine(names: Collection[str], checks: Collection[str], *, workers: int = 0
 def look(job: Look) -> Any:
     """A finding, or what `best` says."""
     name, check, width = job
-    if check in CHECKS:
-        return CHECKS[check](ZOO[name])
+    if check in LOOKS:
+        return LOOKS[check](ZOO[name])
     with planted(ZOO[name]):
         return best(partial(valid_loss, width))
 
@@ -171,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="mistakes (default: all)")
     parser.add_argument("--list", action="store_true", help="print what there is, and check nothing")
     parser.add_argument("--checks", default=",".join(CHECKS), metavar="NAME,…", help="gradcheck, scale, coord, "
-                        "transfer, or all (default: all but transfer)")  # fmt: skip
+                        "late, transfer, or all (default: the first three)")  # fmt: skip
     cli.shared(parser, "quiet", workers="; 0: just this one", json="passed, what was found")
     args = parser.parse_args(argv)
     with cli.bad_input(parser):

@@ -2,7 +2,7 @@ import json
 import re
 import sys
 from dataclasses import replace
-from math import inf, isnan
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from microumup.config import ModelConfig
 from microumup.engine import Tensor
 from microumup.fp8 import LINEARS
 from microumup.lab import coordcheck as cc
-from microumup.lab.coordcheck import activations, coordcheck, effects, main, reading, slope_and_interval
+from microumup.lab.coordcheck import activations, coordcheck, effects, main, reading
 from microumup.lab.scales import fresh_loss, loss_with_logits, named_ops
+from microumup.lab.slopes import row_of
 from microumup.model import init_params
 from microumup.multipliers import UnitScaled
 from microumup.ops import linear_forward
@@ -178,63 +179,12 @@ def test_a_run_that_diverges_is_an_answer():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Slopes
-
-
-def test_the_slope_of_a_power_law_is_its_exponent():
-    sizes = (64, 128, 256, 1024)
-    rms = np.array([[c * size**-0.5 for size in sizes] for c in (0.1, 1.0, 7.0)])
-    assert slope_and_interval(sizes, rms) == pytest.approx((-0.5, 0), abs=1e-12)
-    slope, interval = slope_and_interval(sizes, rms[:1])
-    assert slope == pytest.approx(-0.5)
-    assert isnan(interval)
-
-
-def test_the_slope_is_that_of_least_squares_and_the_interval_that_of_student():
-    sizes, noise = (32, 64, 256), np.random.default_rng(0).normal(0, 0.1, (3, 3))
-    slope, interval = slope_and_interval(sizes, np.exp(noise))
-    slopes = [np.polyfit(np.log(sizes), row, 1)[0] for row in noise]
-    assert slope == pytest.approx(np.mean(slopes))
-    assert interval == pytest.approx(4.30265 * np.std(slopes, ddof=1) / 3**0.5)
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5, 9, 12])
-def test_19_of_20_intervals_hold_the_true_slope(seeds):
-    sizes, rng = (64, 128, 256), np.random.default_rng(seeds)
-    held = 0
-    for _ in range(2000):
-        rms = np.exp(0.3 * np.log(sizes) + rng.normal(0, 0.2, (seeds, 3)))
-        slope, interval = slope_and_interval(sizes, rms)
-        held += abs(slope - 0.3) <= interval
-    assert held / 2000 == pytest.approx(0.95, abs=0.02)  # four standard errors of a share of 2000
-
-
-@pytest.mark.parametrize(("bad", "slope"), [(np.nan, inf), (np.inf, inf), (0.0, -inf)])
-def test_what_is_no_positive_number_has_an_infinite_slope(bad, slope):
-    assert slope_and_interval((2, 4), np.array([[1.0, 1.0], [1.0, bad]]))[0] == slope
-
-
-@pytest.mark.parametrize(
-    ("slope", "expected", "verdict"),
-    [
-        (0.26, (0.0, 0.0), "too large"),
-        (0.24, (0.0, 0.0), "ok"),
-        (-0.26, (0.0, 0.0), "too small"),
-        (-0.26, (-0.5, -0.5), "ok"),
-        (-0.24, (-0.5, -0.5), "too large"),
-        (-0.74, (-0.5, 0.0), "ok"),
-        (0.24, (-0.5, 0.0), "ok"),
-        (-0.76, (-0.5, 0.0), "too small"),
-    ],
-)
-def test_a_slope_may_be_a_quarter_off(slope, expected, verdict):
-    rms = np.array([[float(size) ** slope for size in WIDTHS]])
-    assert cc._row("effect", "q", 1, WIDTHS, rms, expected).verdict == verdict
+# Judging
 
 
 def test_the_step_that_is_furthest_off_is_judged():
     rows = [
-        cc._row("effect", "q", step, WIDTHS, np.array([[float(size) ** slope for size in WIDTHS]]), (-0.5, 0.0))
+        row_of("effect", "q", step, WIDTHS, np.array([[float(size) ** slope for size in WIDTHS]]), (-0.5, 0.0))
         for step, slope in ((1, -0.2), (2, 0.3), (3, -0.7))
     ]
     report = cc.Report("umup", "width", WIDTHS, 3, rows)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microumup import fused, model, ops
+from microumup import fused, model, ops, trainer
 from microumup.config import ModelConfig
 from microumup.diverged import Diverged
 from microumup.engine import Tensor, backpropagate
-from microumup.lab import sweep, zoo
+from microumup.fp8 import LINEARS
+from microumup.lab import late, sweep, zoo
 from microumup.lab.mistakes import UMUP, ZOO, planted
 from microumup.lab.zoo import ALL_CHECKS, CHECKS, best, by_transfer, examine, main, table
 from microumup.model import init_params
@@ -36,7 +37,7 @@ def cells(text):
 @pytest.mark.parametrize("name", ZOO)
 def test_a_row_of_the_table_is_what_the_checks_find(name):
     committed, found = cells(DOC.read_text())[name], cells(table(examine([name], CHECKS)))[name]
-    assert found == committed[: len(found)]  # transfer, the last column, takes minutes
+    assert found == committed[: len(found)]  # late and transfer, the last columns, take minutes
 
 
 def test_the_table_has_every_mistake_as_the_zoo_knows_it():
@@ -55,7 +56,7 @@ def test_what_no_check_catches_has_a_word_on_what_does():
 
 
 def state():
-    names = [(module, name) for module in (ops, model) for name in vars(module) if not name.startswith("__")]
+    names = [(module, name) for module in (ops, model, trainer) for name in vars(module) if not name.startswith("__")]
     functions = {(module.__name__, name): getattr(module, name) for module, name in names}
     return functions | dict(SCHEMES) | dict(DECAYS) | dict(fused.KERNELS) | weights(ModelConfig())
 
@@ -124,6 +125,25 @@ def test_the_length_of_the_input_changes_the_logits_of_a_prefix():
     right = model.forward(params, tokens, numbers).data[:, :4]
     assert np.array_equal(whole, right)  # at the training length nothing is wrong
     assert np.abs(prefix - right).max() > 0.01 * np.abs(right).max()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Late
+
+
+def test_late_trains_with_the_mistake_and_names_what_is_furthest_off(monkeypatch):
+    """The trainings are not run: the share that decay would have in them follows from its formula."""
+
+    def share(config):
+        C = weights(config)["layer0.q"].C
+        taken = DECAYS[config.decay](config.weight_decay, 1.0, config.eta, C)
+        return {(measure, name, at): taken if measure == "share" else 0.1
+                for measure in late.MEASURES for name in LINEARS for at in late.MOMENTS}  # fmt: skip
+
+    monkeypatch.setattr(late, "run", share)
+    found = examine(["nothing", "coupled-decay"], ["late"])
+    assert found["nothing"] == {"late": ""}
+    assert found["coupled-decay"]["late"] == "share of q as width^-0.50, 0 % into the run, furthest off of 7"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,7 +265,7 @@ def test_the_list_names_everything(capsys):
     ("argv", "message"),
     [
         (["rope-sing"], "NAME: 'rope-sing' is unknown; choose from nothing, hidden-lr-inverse"),
-        (["--checks", "scale,all"], "--checks: 'all' is unknown; choose from gradcheck, scale, coord, transfer"),
+        (["--checks", "scale,all"], "--checks: 'all' is unknown; choose from gradcheck, scale, coord, late, "),
         (["--checks", ""], "--checks: '' is unknown"),
         (["--workers", "-1"], "--workers: -1 is too small; the least is 0"),
     ],
