@@ -48,8 +48,8 @@ was dropped, four were added. Each change has a reason that does not depend on w
   seeds that there were. How many was planned before any of them was run, and no plan was changed for what came out; for
   some there was no time yet, and those that take hours were not planned. The table has the claims that three seeds (of
   Fig. 2 five), by the rules above, did not decide.
-* **Old rows stay.** They are of older commits, whose sums round otherwise. Of eleven runs made again losses differ by 1e-8
-  to 5e-3 nats, and by 0.02 at two learning rates beyond the basin; within a seed both sides are of one commit.
+* **Old rows stay.** They are of older commits, whose sums round otherwise. Of eleven runs made again losses differ by
+  1e-8 to 5e-3 nats, and by 0.02 at two learning rates beyond the basin; within a seed both sides are of one commit.
 * **Fig. 2 (right), u-µP's lower loss after the learning rate alone**: at least 0, where 0.03 was asked. The paper says
   *below*, as it does of Figs. 1 and 6, where 0 has been asked all along.
 * **Fig. 6, losses of the deepest models**: at least 0, where 0.02 was asked, for the same reason.
