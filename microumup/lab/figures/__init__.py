@@ -10,6 +10,7 @@ drawn, and what they mean.
     horizons   and over steps, batch size and depth?             fig6
     scales     where do the tensors lie, and what moves them?    fig3, fig8, fig9
     rules      do models, ops, residual do what the paper says?  table1, table4, lemma-c1, eq22
+    adam       which ε does Adam bear?                           adam-eps
 
 What they share: `settings` (how large the runs are), `rows` (from a CSV to numbers), `judging` (criteria and verdicts),
 `look` (of pictures), `figure` (from runs to files), `store` (of runs), `page` (docs/results.md) and `command`.

@@ -15,7 +15,7 @@ from typing import Any
 
 from microumup import cli
 from microumup.backend import install_hint
-from microumup.lab.figures import coupling, fp8, horizons, page, rules, scales, search, width
+from microumup.lab.figures import adam, coupling, fp8, horizons, page, rules, scales, search, width
 from microumup.lab.figures.figure import Figure, Known, account, data_of, finish, read_data, write_data
 from microumup.lab.figures.judging import amount
 from microumup.lab.figures.rows import Row
@@ -26,7 +26,7 @@ from microumup.lab.tables import text_table
 from microumup.lab.workers import shared_out
 from microumup.limits import check_least
 
-MODULES = (width, fp8, search, scales, horizons, coupling, rules)
+MODULES = (width, fp8, search, scales, horizons, coupling, rules, adam)
 ORDER = ("fig1-left", "fig1-right", "fig2-left", "fig2-right", *(f"fig{i}" for i in range(3, 12)), "table1", "table4")
 FIGURES = {figure.name: figure for module in MODULES for figure in module.FIGURES}
 FIGURES = {name: FIGURES[name] for name in dict.fromkeys((*ORDER, *FIGURES))}  # as in the paper

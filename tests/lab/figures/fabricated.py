@@ -49,6 +49,8 @@ class World(NamedTuple):
         "head.w": 3.0, "layer1.down.x": 2.5, "layer0.down.x": 2.0, "layer0.o.x": 2.0, "layer1.o.x": 2.0,
     }  # fmt: skip
     moves: dict[str, float] = {"lr": 1.0}  # noqa: RUF012 - the end RMS, octaves per octave
+    eps: dict[str, float] = lines(other=-4.7, umup=-0.9)  # log10 of Adam's ε that costs 0.02 nats
+    eps_drift: dict[str, float] = lines()
     diverged: Callable[[str, dict[str, Any]], bool] = lambda line, config: False
     noise: float = 0.002
 
@@ -88,6 +90,7 @@ def record(world: World, line: str, job: Job) -> dict[str, Any]:
         elif "e5m2" in c["fp8"]:
             cost = world.cast_e5m2
         loss += cost
+    loss += 0.02 * c["adam_eps"] / 10 ** (world.eps[line] + world.eps_drift[line] * doublings)
     diverged = world.diverged(line, c)
     steps = sorted({*range(0, c["steps"], job.ranges_every), c["steps"] - 1}) if job.ranges_every else []
     return {

@@ -67,6 +67,7 @@ BAD: dict[str, list[World | Callable[[Data], Data]]] = {  # in one of them each 
     "table4": [scaled("measured", 1.3)],
     "lemma-c1": [exchanged],
     "eq22": [exchanged],
+    "adam-eps": [GOOD._replace(eps=lines(other=-4.0)), GOOD._replace(eps_drift=lines(umup=-0.5))],
 }
 
 
