@@ -35,8 +35,8 @@ AS_THEY_SAY = Criterion(-0.5, 0.5)  # half a decade: as much as lies between the
 
 def recipe(setting: Setting, known: Known) -> Iterator[Run]:
     """Values of ε of every line, at the narrowest and the widest width that has every seed."""
-    for line, width, seed in product(LOG10_EPS, (setting.widths[0], setting.widths[-1]), range(setting.seeds)):
-        for log10_eps in setting.some(LOG10_EPS[line]):
+    for line, width in product(LOG10_EPS, (setting.widths[0], setting.widths[-1])):
+        for seed, log10_eps in product(setting.seeds_for(f"ε {width}"), setting.some(LOG10_EPS[line])):
             options = {"width": width, "seed": seed, "steps": setting.search_steps, "adam_eps": 10.0**log10_eps}
             yield setting.run(line, **options)
 

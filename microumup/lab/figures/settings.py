@@ -136,7 +136,7 @@ LAPTOP = Setting(
     },
     seeds_of={
         f"{MUP} 64": 6, f"{UMUP} 64": 6, "casts": 6, "ranges": 25, "growth": 10, "steps 128": 8,
-        "end width": 6, "end layers": 8,
+        "end width": 6, "end layers": 8, "ε 128": 7,
     },
 )  # fmt: skip
 
