@@ -135,8 +135,9 @@ LAPTOP = Setting(
         ("layers", 1): -0.5, ("layers", 8): 0.5,
     },
     seeds_of={
-        f"{MUP} 64": 6, f"{UMUP} 64": 6, "casts": 6, "ranges": 25, "growth": 10, "steps 128": 8,
-        "end width": 6, "end layers": 8, "ε 128": 7,
+        f"{MUP} 64": 6, f"{UMUP} 64": 6, f"{MUP} 128": 5, f"{UMUP} 128": 5, "casts": 6, "ranges": 25, "growth": 10,
+        "steps 128": 8, "layers 8": 6, "batch_size 4": 9, "batch_size 64": 9, "end width": 6, "end layers": 8,
+        "end batch_size": 21, "ε 128": 7, "widest": 3,
     },
 )  # fmt: skip
 
