@@ -150,7 +150,8 @@ lesson.save(figure, caption)
 # %% [markdown]
 # ## What transfer does not promise
 # The theory is about width. In the package's sweeps (fig6) the best η of u-µP does move with other things: by about an
-# octave down from 128 to 2048 steps, 1.2 octaves up from 4 to 64 sequences in a batch, 1.7 up from 1 layer to 8. Nor is u-µP's loss promised to be the lowest: in the figure SP's is, at its own best η, by 0.06 nats at width 64.
+# octave down from 128 to 2048 steps, 1.2 octaves up from 4 to 64 sequences in a batch, 1.7 up from 1 layer to 8. Nor is
+# u-µP's loss promised to be the lowest: in the figure SP's is, at its own best η, by 0.06 nats at width 64.
 
 # %%
 above = best["umup", 64].loss - best["sp", 64].loss

@@ -232,8 +232,8 @@ def rule_behind(row: Row, axis: str) -> str:
 
 # What no coordinate check sees, from docs/figures/fig6.json: there the learning rates were searched in whole trainings
 DRIFT_OVER_DEPTH = (
-    " Over depth that is much: in whole trainings the best learning rate moved from 1 to 8 layers by +1.46 octaves for "
-    "u-µP and by +0.85 for µP (docs/figures/fig6.json)."
+    " Over depth that is much: in whole trainings the best learning rate moved from 1 to 8 layers by +1.66 octaves for "
+    "u-µP and by +0.79 for µP (docs/figures/fig6.json)."
 )
 
 
