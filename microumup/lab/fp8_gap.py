@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.shared(parser, "workers", "quiet", seeds="seeds 0 … N - 1", json="passed, gaps, flushed, runs")
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)
-    setting = LAPTOP._replace(seeds=args.seeds)
+    setting = LAPTOP._replace(seeds_of={"casts": args.seeds})
     with cli.bad_input(parser):
         check_least(args, seeds=1, workers=1)
         left = wanted([FIG1_RIGHT], setting, {}).keys() - load_results(STORE).keys()
