@@ -145,7 +145,9 @@ def test_a_layout_changes_no_value(name: str, kind: str, data: st.DataObject) ->
         if gradient is not None:
             assert (mine.shape, mine.dtype) == (x.shape, x.dtype)
             tolerance = 2e-5 if "fp8" not in name else 1e-2  # a rounding may decide where a cast goes
-            np.testing.assert_allclose(mine, gradient, rtol=tolerance, atol=tolerance)
+            # what is small where others are large is the difference of such as they, and rounded as they are
+            largest = max(1.0, float(np.abs(gradient).max()))
+            np.testing.assert_allclose(mine, gradient, rtol=tolerance, atol=tolerance * largest)
     assert all(np.array_equal(x, was) for x, was in zip(laid, before, strict=True))  # inputs are never written to
 
 
