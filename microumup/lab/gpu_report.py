@@ -149,7 +149,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with cli.bad_input(parser):
         check_least(args, limit=0)
-        choose_device("gpu")
+        try:
+            choose_device("gpu")
+        except ValueError as error:  # whose option, and way out, are those of other commands
+            problem = str(error).removeprefix("--device gpu: ").removesuffix(", or use --device cpu")
+            raise ValueError(f"no GPU to report of: {problem}") from None
     if args.run_part:
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1, file=2)

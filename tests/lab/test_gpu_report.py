@@ -101,7 +101,9 @@ def test_without_a_gpu_it_says_what_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.chdir(tmp_path)
-    assert "--device gpu: CuPy is not installed; pip install" in refused(main, [])
+    said = refused(main, [])
+    assert "no GPU to report of: CuPy is not installed; pip install" in said
+    assert "--device" not in said
     assert list(tmp_path.iterdir()) == []
 
 
