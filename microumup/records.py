@@ -28,14 +28,16 @@ def of_validation(config: TrainConfig, corpus: Corpus, step: int, loss: float) -
     return {"loss_valid": loss, "bits_per_byte": loss / log(2) / corpus.bytes_per_token}
 
 
+def validation_in(record: Record) -> Record:
+    """The record of the validation that was made after a step; empty if none was."""
+    return {name: record[name] for name in ("loss_valid", "bits_per_byte") if name in record}
+
+
 def of_run(config: TrainConfig, records: list[Record], validation: Record, seconds: float) -> Record:
     """The result of a run from the records of all its steps; loss_final is the mean of the last 5 % of them, clipped
     the share of those that were."""
-    c, losses, tokens = (
-        config,
-        [record["loss"] for record in records],
-        config.steps * config.batch_size * config.seq_len,
-    )
+    c, losses = config, [record["loss"] for record in records]
+    tokens = c.steps * c.batch_size * c.seq_len
     tail = losses[-max(1, round(0.05 * c.steps)) :]
     return {
         "scheme": c.scheme, "width": c.width, "steps": c.steps, "tokens": tokens,

@@ -175,5 +175,5 @@ def train(
             bar.set_postfix_str(f"loss {seen[-1][0]:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update(len(seen))
     seconds = before + perf_counter() - began
-    validation = records.of_validation(c, corpus, c.steps, trainer.validate())
+    validation = records.validation_in(log[-1]) or records.of_validation(c, corpus, c.steps, trainer.validate())
     return trainer, records.of_run(c, log, validation, seconds)

@@ -3,6 +3,7 @@ import tracemalloc
 from dataclasses import replace
 from math import log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -359,3 +360,15 @@ def test_validation_never_holds_the_logits_of_a_batch(corpus: Corpus, monkeypatc
     finally:
         tracemalloc.stop()
     assert peak < 4 * N * V / 4, f"{peak:,} bytes, where the logits of a batch have {4 * N * V:,}"
+
+
+def test_a_validation_after_the_last_step_is_made_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, validate = [], Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", lambda self: made.append(1) or validate(self))
+    results = []
+    for every in (0, 20):
+        made.clear()
+        run = SimpleNamespace(command=Command(eval_every=every), state=None, log=len, save_if_due=lambda *_: None)
+        results.append(train(SMALL, corpus, run)[1]["loss_valid"])  # type: ignore[arg-type]
+        assert len(made) == (2 if every else 1)
+    assert results[0] == results[1]
