@@ -9,14 +9,8 @@ from microumup.checks import real
 from microumup.cpu import available_memory
 
 SMALLEST = {  # all else 1
-    "vocab_size": 2,
-    "seq_len": 2,
-    "head_dim": 2,
-    "width": 4,
-    "base_width": 4,
-    "seed": 0,
-    "micro_batch": 0,
-}
+    "vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0, "micro_batch": 0,
+}  # fmt: skip
 LARGEST = {  # whole numbers, past which nothing can be meant
     "width": 2**20, "base_width": 2**20, "layers": 10_000, "base_layers": 10_000, "head_dim": 2**20, "seq_len": 2**24,
     "vocab_size": 2**24, "batch_size": 2**24, "micro_batch": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
