@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from microumup.checkpoint import to_json
+from microumup.files import to_json
 from microumup.limits import option_name
 from microumup.parametrization import ALIASES
 
@@ -181,7 +181,8 @@ def add_options(parser: Parser, config: type) -> None:
         elif field.type is str:
             settings["metavar"] = "NAME"
         else:
-            settings |= {"nargs": "+", "action": "extend", "metavar": "FILE"}
+            # the same file from another directory too
+            settings |= {"nargs": "+", "action": "extend", "type": os.path.abspath, "metavar": "FILE"}
         option = group.add_argument(*map(option_name, names), dest=field.name, default=argparse.SUPPRESS, **settings)
         if not field.metadata["common"]:
             parser.add_rare(option)

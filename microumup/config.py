@@ -5,7 +5,7 @@ can be wrong by raises a ValueError here, of one line that names the option and 
 asks again.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from microumup import limits
@@ -47,8 +47,7 @@ class ModelConfig:
     rope_base: float = option(10_000.0, "base of RoPE's frequencies")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            object.__setattr__(self, f.name, limits.within(f.name, f.type, getattr(self, f.name)))
+        limits.check_fields(self)
         if self.scheme not in SCHEMES:
             raise ValueError(f"--scheme: {self.scheme!r} is unknown; choose from {', '.join(SCHEMES)}")
         if self.head_dim % 2:

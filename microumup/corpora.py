@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from microumup import checkpoint
+from microumup import files
 from microumup.backend import Array, install_hint
 from microumup.cpu import available_memory
 
@@ -95,7 +95,7 @@ class BpeTokenizer:
 
     def save(self, directory: Path) -> None:
         content = self._saved.encode()
-        checkpoint.write_atomically(directory / "tokenizer.json", lambda temporary: temporary.write_bytes(content))
+        files.write_atomically(directory / "tokenizer.json", lambda temporary: temporary.write_bytes(content))
 
 
 def train_bpe(text: Iterable[bytes], vocab_size: int) -> BpeTokenizer:
@@ -125,14 +125,14 @@ def load_bpe(path: Path, sha256: str | None = None) -> BpeTokenizer:
     """
     library = extra("tokenizers", str(path))
     try:
-        content = checkpoint.read_bytes(path)
+        content = files.read_bytes(path)
         if sha256 not in (None, hashlib.sha256(content).hexdigest()):
             raise ValueError("its checksum is another")
         return BpeTokenizer(library.Tokenizer.from_str(content.decode()), content.decode())
     except BaseException as error:  # the library raises bare Exception for what it cannot read, and may panic
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
-        problem = checkpoint.one_line(error)
+        problem = files.one_line(error)
         raise ValueError(f"{path}: not a tokenizer ({problem}); restore it from the run that made it") from None
 
 
@@ -188,7 +188,7 @@ def read_text(path: Path, option: str = "--text") -> bytes:
     """The content of a UTF-8 text file that `option` names. Raises ValueError for one that is missing, unreadable,
     empty or binary."""
     try:
-        content = checkpoint.read_bytes(path, available_memory() // 4)
+        content = files.read_bytes(path, available_memory() // 4)
         content.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{option} {path}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error

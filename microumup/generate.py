@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from microumup import cli, ops
+from microumup import cli, corpora, ops
 from microumup.backend import Array, choose_device, to_device, to_host, xp_of
-from microumup.config import ModelConfig
-from microumup.corpora import Tokenizer
+from microumup.config import ModelConfig, TrainConfig
+from microumup.corpora import BYTES, ByteTokenizer, Tokenizer
 from microumup.diverged import Diverged, check_finite
 from microumup.limits import check_least
 from microumup.model import Cache, trunk
-from microumup.plan import Plan, plan
-from microumup.run_dir import load_model, load_tokenizer
+from microumup.plan import Plan, plan, weights
+from microumup.run_dir import load_checkpoint, read_config
 
 
 def generate(
@@ -55,6 +55,24 @@ def _draw(logits: Array, temperature: float, top_k: int, rng: np.random.Generato
     with np.errstate(over="ignore"):  # -∞ is as good as what a tiny temperature makes
         p = np.exp((logits - logits.max()) / temperature).cumsum()
     return int(np.searchsorted(p, rng.random() * p[-1], side="right"))
+
+
+def load_model(run_dir: Path) -> tuple[TrainConfig, dict[str, Array], int]:
+    """Config and params of a run's checkpoint, and the number of its updates. Raises ValueError when there is none."""
+    config, _, record = read_config(run_dir)
+    arrays, info = load_checkpoint(run_dir, config, record["id"])
+    return config, {name: arrays[f"params/{name}"] for name in weights(config)}, info["step"]
+
+
+def load_tokenizer(run_dir: Path) -> Tokenizer:
+    """The tokenizer of a run: bytes, or the BPE in its `tokenizer.json`.
+
+    Raises ValueError when that file is missing or not the run's, or the extra `data` is missing.
+    """
+    config, _, record = read_config(run_dir)
+    if config.vocab_size == BYTES:
+        return ByteTokenizer()
+    return corpora.load_bpe(run_dir / "tokenizer.json", record.get("tokenizer"))
 
 
 def load_run(run_dir: Path, device: str = "cpu") -> tuple[Plan, dict[str, Array], Tokenizer]:

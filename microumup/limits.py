@@ -1,6 +1,7 @@
 """Limits of options: numbers of Python's own, in ranges that mean something, of sizes there is memory for."""
 
 import operator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from microumup.cpu import available_memory
 
 SMALLEST = {  # all else 1
     "vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0, "micro_batch": 0,
+    "save_every": 0, "log_every": 0, "eval_every": 0, "log_scales": 0,
 }  # fmt: skip
 LARGEST = {  # whole numbers, past which nothing can be meant
     "width": 2**20, "base_width": 2**20, "layers": 10_000, "base_layers": 10_000, "head_dim": 2**20, "seq_len": 2**24,
@@ -18,7 +20,7 @@ LARGEST = {  # whole numbers, past which nothing can be meant
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
 SHARES = ("warmup", "weight_decay", "beta1", "beta2")
 RANGES = {
-    "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9),
+    "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9), "save_minutes": (0.0, 1e6),
     "beta1": (0.0, 1 - 1e-9), "beta2": (0.0, 1 - 1e-9), "adam_eps": (1e-30, 1.0), "clip": (1e-30, 1e30),
     "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "lr": (1e-45, 1e45), "loss_scale": (1e-30, 1e30),
 }  # fmt: skip
@@ -40,11 +42,12 @@ def check_least(options: object, **least: float) -> None:
             raise ValueError(f"{option_name(name)}: {value} is too large; the most is {most}")
 
 
-def within(name: str, kind: Any, value: Any) -> Any:
-    """The value of an option, `plain` and in its range. Raises ValueError as `plain` and `check_range` do."""
-    value = plain(name, kind, value)
-    check_range(name, value)
-    return value
+def check_fields(options: Any) -> None:
+    """Make every field of a dataclass plain, in place. Raises ValueError as `plain` and `check_range` do."""
+    for f in fields(options):
+        value = plain(f.name, f.type, getattr(options, f.name))
+        check_range(f.name, value)
+        object.__setattr__(options, f.name, value)
 
 
 def plain(name: str, kind: Any, value: Any) -> Any:
@@ -72,7 +75,7 @@ def plain(name: str, kind: Any, value: Any) -> Any:
 def check_range(name: str, value: Any) -> None:
     """Raise ValueError for a number outside of what the option can be."""
     if type(value) is int:
-        low, high = SMALLEST.get(name, 1), LARGEST[name]
+        low, high = SMALLEST.get(name, 1), LARGEST.get(name, 10**9)
         if not low <= value <= high:
             which, bound = ("small; the least", low) if value < low else ("large; the most", high)
             raise ValueError(f"{option_name(name)}: {value} is too {which} is {bound}")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from microumup import checkpoint, cli, corpora, token_files
+from microumup import cli, corpora, files, token_files
 from microumup.corpora import BYTES, Source, extra
 from microumup.data import Corpus, load_corpus
 from microumup.token_files import NO_BAR, PREPARED, PREPARED_VOCABULARY, Bar, writing
@@ -115,20 +115,20 @@ def prepare_wikitext(vocab_size: int, *, quiet: bool = True, say: Callable[..., 
     bar = partial(tqdm, disable=True if quiet else None, unit="B", unit_scale=True, dynamic_ncols=True)
     with writing(corpora.cache_folder()):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = checkpoint.Lock(folder.parent)
+        lock = files.lock(folder.parent)
         try:
             if folder.exists() and _damaged(folder, say):
                 shutil.rmtree(folder)
             if folder.exists():
                 say(f"{folder} is there already, and whole")
                 return
-            files = {split: [download(file, folder.parent, bar) for file in files] for split, files in FILES.items()}
-            say(f"reading {sum(file.size for files in FILES.values() for file in files):,} bytes of {PREPARED}")
-            texts = {split: partial(read_parquet, paths) for split, paths in files.items()}
+            fetched = {split: [download(file, folder.parent, bar) for file in of] for split, of in FILES.items()}
+            say(f"reading {sum(file.size for parts in FILES.values() for file in parts):,} bytes of {PREPARED}")
+            texts = {split: partial(read_parquet, paths) for split, paths in fetched.items()}
             begun = folder.with_name(f".{folder.name}.begun")
-            token_files.make(begun, [file for files in FILES.values() for file in files], texts, vocab_size, bar)
+            token_files.make(begun, [file for parts in FILES.values() for file in parts], texts, vocab_size, bar)
             begun.replace(folder)
-            checkpoint.to_disk(folder.parent)
+            files.to_disk(folder.parent)
             say(f"wrote {folder}; the downloads beside it are only needed for another --vocab-size")
         finally:
             lock.release()
@@ -178,9 +178,9 @@ def download(file: Source, folder: Path, bar: Bar = NO_BAR) -> Path:
         if resumed:  # the first half may have been at fault
             return download(file, folder, bar)
         raise ValueError(f"{file.name}: what came is not it, and is deleted ({found}); check HF_ENDPOINT, run again")
-    checkpoint.to_disk(part)
+    files.to_disk(part)
     part.replace(path)
-    checkpoint.to_disk(folder)
+    files.to_disk(folder)
     return path
 
 
@@ -194,7 +194,7 @@ def _fetch(file: Source, part: Path, bar: Bar) -> str:
     The hub's own download to its cache forgets half a file when the process ends, so this takes the function beneath
     it, which can begin in the middle. Size and checksum being known, nothing has to be asked of the server before.
     """
-    hub, files = extra("huggingface_hub", file.name), extra("huggingface_hub.file_download", file.name)
+    hub, file_download = extra("huggingface_hub", file.name), extra("huggingface_hub.file_download", file.name)
     utils = extra("huggingface_hub.utils", file.name)
     utils.disable_progress_bars()
     utils.logging.set_verbosity_error()  # it warns of each of its attempts
@@ -202,11 +202,11 @@ def _fetch(file: Source, part: Path, bar: Bar) -> str:
     with part.open("ab") as opened, bar(total=file.size, initial=opened.tell(), desc=file.name) as progress:
         sizes = {"resume_size": opened.tell(), "expected_size": file.size}
         try:
-            files.http_get(url, _Watched(opened, progress), headers=utils.build_hf_headers(), **sizes)
+            file_download.http_get(url, _Watched(opened, progress), headers=utils.build_hf_headers(), **sizes)
         except Exception as error:  # its types, and those of the HTTP client beneath, differ between versions
             if isinstance(error, OSError) and error.errno in DISK:
                 raise
-            return f"{type(error).__name__}: {checkpoint.one_line(error)}"
+            return f"{type(error).__name__}: {files.one_line(error)}"
     return "the server ended"
 
 

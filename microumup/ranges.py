@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup import checkpoint
+from microumup import files
 from microumup.backend import Array, xp_of
 from microumup.config import ModelConfig
 from microumup.engine import Tensor, tape
 from microumup.fp8 import TENSORS, Format, LinearFormats, parse_recipe, quantize
 from microumup.ops import cross_entropy_backward, cross_entropy_forward, linear_forward
-from microumup.run_config import identity
+from microumup.run_dir import identity
 
 
 class Range(NamedTuple):
@@ -102,7 +102,7 @@ def log_scales(
 ) -> None:
     """Append the ranges at `step` to RUN_DIR/scales.jsonl, a line of JSON."""
     tensors = {name: r._asdict() for name, r in linear_ranges(losses, recipe).items()}
-    checkpoint.append(run_dir / "scales.jsonl", {"step": step, "tensors": tensors}, identity(run_dir))
+    files.append(run_dir / "scales.jsonl", {"step": step, "tensors": tensors}, owner=identity(run_dir))
 
 
 def read_scales(run_dir: Path) -> dict[int, Ranges]:
@@ -110,11 +110,11 @@ def read_scales(run_dir: Path) -> dict[int, Ranges]:
     later. Raises ValueError, naming the line, for what `log_scales` did not write.
     """
     path, logged = run_dir / "scales.jsonl", {}
-    for number, record in enumerate(checkpoint.read_lines(path, identity(run_dir)), start=1):
+    for number, record in enumerate(files.read_lines(path, identity(run_dir)), start=1):
         try:
             logged[int(record["step"])] = {name: _range(r) for name, r in record["tensors"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = checkpoint.one_line(error)
+            what = files.one_line(error)
             raise ValueError(f"{path}: line {number} is damaged ({what}); restore it, or delete the line") from None
     return dict(sorted(logged.items()))
 

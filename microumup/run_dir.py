@@ -1,6 +1,6 @@
 """Run directories: where a run writes, which run that is, and how it goes on after whatever happens to it.
 
-config.json               every option, of the command too, and checksums of the texts
+config.json               every option, of the command too, and checksums of the texts: which run it is
 metrics.jsonl             a line a step
 checkpoint.safetensors    to resume from
 tokenizer.json            of a BPE; bytes need none
@@ -11,63 +11,64 @@ result.json               when the run is finished
 
 import hashlib
 import os
+import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime
-from io import FileIO
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import Any
 
-from microumup import __version__, checkpoint, corpora
-from microumup.config import ModelConfig, TrainConfig
-from microumup.corpora import BYTES, ByteTokenizer, Tokenizer
+from microumup import __version__, checkpoint, files, older
+from microumup.config import TrainConfig
 from microumup.cpu import Arrays
 from microumup.data import Corpus
 from microumup.plan import weights
-from microumup.records import Record
-from microumup.run_config import RETIRED, Command, identity, read_config, unfinished
-from microumup.stop import Stop
-
-FILES = ("checkpoint.safetensors", "metrics.jsonl", "scales.jsonl")
+from microumup.records import Command, Record
 
 
 class RunDir:
     """A run directory that this process, and no other, writes to until it is closed.
 
     `step` updates are behind it, each with its record of metrics in `records`, in so many `seconds`; `state` is the
-    checkpoint's, None where there is none.
+    checkpoint's, None where there is none. Within `with`, Ctrl-C and SIGTERM are a wish to stop after a checkpoint:
+    `asked` is then the signal's number. A second one stops at once.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> None:
+    def __init__(self, path: Path, config: TrainConfig, corpus: Corpus, command: Command, record: Record) -> None:
         self.path, self.config, self.corpus, self.command = path, config, corpus, command
-        self.checkpoint, self.metrics, self.scales = (path / name for name in FILES)
+        self.checkpoint, self.metrics = path / "checkpoint.safetensors", path / "metrics.jsonl"
         self.state: Arrays | None = None
         self.step, self.seconds, self.records = 0, 0.0, list[Record]()
-        self.stop, self._saved = Stop(), monotonic()
-        self.id = ""  # the checksum of config.json
-        self._logged: dict[Path, list[dict[str, Any]]] = {self.metrics: []}
-        self._log: FileIO | None = None
-        self._lock = checkpoint.Lock(path)
+        self.asked, self._unsaved, self._saved = 0, False, monotonic()
+        self._logs, self._handlers = {self.metrics: self.records}, dict[int, Any]()
+        self._lock = files.lock(path)
+        try:
+            self._go_on(record) if "id" in record else self._begin(record)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
-    def create(cls, out: Path | None, config: TrainConfig, corpus: Corpus, command: Command = Command()) -> "RunDir":
-        """The new run directory `out`, or runs/DATE-TIME-SCHEME-wWIDTH, with a config.json in it.
+    def create(
+        cls, out: Path | None, config: TrainConfig, corpus: Corpus, command: Command = Command(), **more: object
+    ) -> "RunDir":
+        """The new run directory `out`, or runs/DATE-TIME-SCHEME-wWIDTH, with a config.json in it that says `more` too.
 
         Raises ValueError when `out` exists and is not empty: nothing is ever overwritten.
         """
-        path = _make(out, config)
-        run = cls(path, config, corpus, command)
-        try:
-            _check_empty(path)  # another may have been faster
-            record = {"version": __version__, **command._asdict(), **_identity(corpus)}
-            content = checkpoint.sealed(asdict(config) | {"run": record})
-            checkpoint.write_json(path / "config.json", content)
-            run.id = content["crc32"]
-        except BaseException:
-            run.close()
-            raise
-        return run
+        if out:
+            _check_empty(out)
+            out.mkdir(parents=True, exist_ok=True)
+        else:
+            name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.scheme}-w{config.width}"
+            out = files.new_directory(Path("runs") / name)
+        known = {"texts": [source._asdict() for source in corpus.sources], "tokenizer": corpus.tokenizer.sha256}
+        record = {"version": __version__, **asdict(command), **known, **more}
+        return cls(out, config, corpus, command, record)
 
     @classmethod
     def resume(cls, path: Path, corpus: Corpus) -> "RunDir":
@@ -77,101 +78,86 @@ class RunDir:
         not fit together, and when `corpus` is not what it began with.
         """
         config, command, record = read_config(path)
-        run = cls(path, config, corpus, command)
-        try:
-            unfinished(path)  # and stays so, as the lock is ours
-            if "assumed" in record:
-                checkpoint.note(record["assumed"])
-            _check_corpus(path, corpus, record)
-            run.id = record["id"]
-            run._read()
-        except BaseException:
-            run.close()
-            raise
-        return run
+        return cls(path, config, corpus, command, record)
 
-    def _read(self) -> None:
+    def _begin(self, record: Record) -> None:
+        _check_empty(self.path)  # another may have been faster
+        content = files.sealed(asdict(self.config) | {"run": record})
+        files.write_json(self.path / "config.json", content)
+        self.id = content["crc32"]
+
+    def _go_on(self, record: Record) -> None:
+        unfinished(self.path)  # and stays so, as the lock is ours
+        self.id = record["id"]
+        if "assumed" in record:
+            files.note(record["assumed"])
+        _check_corpus(self.path, self.corpus, record)
         if self.checkpoint.exists():
             self.state, info = load_checkpoint(self.path, self.config, self.id)
             self.step, self.seconds = info["step"], info["seconds"]
-        metrics = read_metrics(self.path)
-        if len(metrics) < self.step:
-            found = f"{len(metrics)} lines and the checkpoint {self.step} updates"
-            raise ValueError(f"{self.metrics} has {found}; restore it, or delete the checkpoint to begin at step 0")
-        self.records = metrics[: self.step]
-        self._logged = {self.metrics: metrics[: self.step]}
+        mend = "restore it, or delete the checkpoint to begin at step 0"
+        if len(metrics := read_metrics(self.path)) < self.step:
+            raise ValueError(f"{self.metrics} has {len(metrics)} lines and the checkpoint {self.step} updates; {mend}")
+        self.records = self._logs[self.metrics] = metrics[: self.step]
         if every := self.command.log_scales:
-            scales = [record for record in checkpoint.read_lines(self.scales, self.id) if record["step"] < self.step]
-            looks = {step for step in range(self.step) if step % every == 0 or step == self.config.steps - 1}
-            if looks - {record["step"] for record in scales}:
-                raise ValueError(f"{self.scales} lacks lines; restore it, or delete the checkpoint to begin at step 0")
-            self._logged[self.scales] = scales
+            path, steps = self.path / "scales.jsonl", range(self.step)
+            self._logs[path] = [record for record in files.read_lines(path, self.id) if record["step"] in steps]
+            looks = {step for step in steps if step % every == 0 or step == self.config.steps - 1}
+            if looks - {record["step"] for record in self._logs[path]}:
+                raise ValueError(f"{path} lacks lines; {mend}")
 
     def __enter__(self) -> "RunDir":
-        """Begin to write: away with what was logged behind the checkpoint, and with what a kill has left.
-
-        Ctrl-C and SIGTERM are from now on a wish to stop after a checkpoint; a second one stops at once.
-        """
-        self.stop.__enter__()
+        """Begin to write: away with what was logged behind the checkpoint, and with what a kill has left."""
         try:
             for left in self.path.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
-            for path, records in self._logged.items():
-                checkpoint.write_lines(path, records, self.id)
-            self._log = self.metrics.open("ab", buffering=0)
+            for path, records in self._logs.items():
+                files.write_lines(path, records, self.id)
             self.corpus.tokenizer.save(self.path)
         except BaseException:
             self.close()
             raise
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        at_once, self.asked = self.asked or not self._unsaved, number
+        if at_once:
+            raise KeyboardInterrupt
+        with suppress(OSError):  # print is not for a handler: it may have interrupted another
+            os.write(2, b"\nmicroumup: stopping after a checkpoint; once more stops at once\n")
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Let go of the directory, and of the signals."""
-        self.stop.__exit__()
-        if self._log:
-            self._log.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._lock.release()
+
+    __exit__ = close
 
     def log(self, records: list[Record]) -> None:
         """Append lines of metrics."""
-        assert self._log
-        for record in records:
-            checkpoint.write_line(self._log, record, self.id)
-        self.stop.busy = True  # what asks to stop waits for save_if_due
+        files.append(self.metrics, *records, owner=self.id)
+        self._unsaved = True
 
     def save_if_due(self, state: Callable[[], Arrays], step: int, seconds: float) -> None:
-        """Write a checkpoint of the state after `step` updates, if it is time for one, the last, or asked to stop.
-
-        Raises KeyboardInterrupt after it when asked to stop.
-        """
-        last, (every, minutes, *_) = step == self.config.steps, self.command
-        due = monotonic() - self._saved >= 60 * minutes or step // every > self.step // every
-        if not (due or last or self.stop.signal):
+        """Write a checkpoint of the state after `step` updates, if it is time for one, the last, or asked to stop: then
+        raises KeyboardInterrupt after it."""
+        last, every, seconds_since = step == self.config.steps, self.command.save_every, monotonic() - self._saved
+        due = seconds_since >= 60 * self.command.save_minutes or (every and step // every > self.step // every)
+        if not (due or last or self.asked):
             return
-        assert self._log
-        os.fsync(self._log.fileno())  # a checkpoint is never ahead of its metrics
-        model = {f.name: getattr(self.config, f.name) for f in fields(ModelConfig)}
-        info = {"model": model, "step": step, "seconds": seconds, "microumup": __version__, "config": self.id}
+        files.to_disk(self.metrics)  # a checkpoint is never ahead of its metrics
+        info = {"step": step, "seconds": seconds, "microumup": __version__, "config": self.id}
         checkpoint.save(self.checkpoint, state(), info)
-        self.step, self._saved, self.stop.busy = step, monotonic(), not last
-        if self.stop.signal:
+        self.step, self._saved, self._unsaved = step, monotonic(), not last
+        if self.asked:
             raise KeyboardInterrupt
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: Record) -> None:
         """Write result.json: nothing is left to resume."""
-        checkpoint.write_json(self.path / "result.json", checkpoint.sealed(result, self.id))
-
-
-def _make(out: Path | None, config: TrainConfig) -> Path:
-    if out is None:
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.scheme}-w{config.width}"
-        return checkpoint.new_directory(Path("runs") / name)
-    _check_empty(out)
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+        files.write_json(self.path / "result.json", files.sealed(result, self.id))
 
 
 def _check_empty(out: Path) -> None:
@@ -181,18 +167,13 @@ def _check_empty(out: Path) -> None:
         raise ValueError(f"--out: {out} exists and is not an empty directory; {mend}")
 
 
-def _identity(corpus: Corpus) -> dict[str, Any]:
-    return {"texts": [source._asdict() for source in corpus.sources], "tokenizer": corpus.tokenizer.sha256}
-
-
-def _check_corpus(run_dir: Path, corpus: Corpus, record: dict[str, Any]) -> None:
-    """Raise ValueError unless texts and tokenizer are those that the run began with."""
+def _check_corpus(run_dir: Path, corpus: Corpus, record: Record) -> None:
     for now, then in zip(corpus.sources, record.get("texts", []), strict=False):
         if now[1:] != (then["size"], then["sha256"]):
             raise ValueError(f"{now.name} has changed since {run_dir} began; restore it, or begin a new run")
     saved, then = run_dir / "tokenizer.json", record.get("tokenizer")
     if then is None and saved.exists():  # of an older version
-        then = hashlib.sha256(checkpoint.read_bytes(saved)).hexdigest()
+        then = hashlib.sha256(files.read_bytes(saved)).hexdigest()
     if then not in (None, corpus.tokenizer.sha256):
         raise ValueError(f"{saved}: now another BPE is learned from the text; go on with the library's version of then")
 
@@ -200,7 +181,51 @@ def _check_corpus(run_dir: Path, corpus: Corpus, record: dict[str, Any]) -> None
 # ---- Reading ----
 
 
-def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays, dict[str, Any]]:
+def read_config(run_dir: Path) -> tuple[TrainConfig, Command, Record]:
+    """Config and command of the run in a directory, and its record of texts. Raises ValueError where there is none.
+
+    The record has the config's checksum as `id`, and says what is `assumed` of an older version's.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
+    try:
+        options = files.read_record(path)
+        id, record = files.sealed(options)["crc32"], options.pop("run", {})
+        options, assumed = older.completed(options, recorded=bool(record))
+        config = TrainConfig(**options | {name: tuple(options[name]) for name in ("text", "valid")})
+        command = Command(**{f.name: record[f.name] for f in fields(Command) if f.name in record})
+    except (ValueError, KeyError, TypeError) as error:
+        what = files.one_line(error)
+        raise ValueError(f"{path} is not a config of microumup {__version__} ({what}); restore it") from None
+    if not record:
+        assumed += ["no more --log-scales"] * (run_dir / "scales.jsonl").exists()
+        record = {"assumed": f"{path} is of an older version; assumed: {', '.join([*assumed, 'texts as they were'])}"}
+    return config, command, record | {"id": id}
+
+
+def load_config(run_dir: Path) -> TrainConfig:
+    """The config of a run. Raises ValueError when there is none."""
+    return read_config(run_dir)[0]
+
+
+def unfinished(run_dir: Path) -> TrainConfig:
+    """The config of a run that has no result yet. Raises ValueError, naming --resume, when it has, or is none."""
+    try:
+        config = load_config(run_dir)
+    except ValueError as error:
+        raise ValueError(f"--resume: {error}") from None
+    if (run_dir / "result.json").exists():
+        raise ValueError(f"--resume: the run in {run_dir} is finished; see its result.json")
+    return config
+
+
+def identity(run_dir: Path) -> str:
+    """The checksum of the config in a run directory, which goes into that of each of its lines; "" without a config."""
+    return str(read_config(run_dir)[2]["id"]) if (run_dir / "config.json").exists() else ""
+
+
+def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays, Record]:
     """Arrays and info of a run's checkpoint. Raises ValueError unless they are of this config, with checksum `id`."""
     path, kinds = run_dir / "checkpoint.safetensors", ("params", "m", "v")[: 3 if config.optimizer == "adamw" else 1]
     shapes = {f"{kind}/{name}": w.shape for kind in kinds for name, w in weights(config).items()}
@@ -208,36 +233,18 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays
     step, seconds = info.get("step"), info.get("seconds")
     if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
         raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
-    model = {**RETIRED, **asdict(config)}
+    model = {**older.RETIRED, **asdict(config)}
     other = any(model.get(name) != value for name, value in info.get("model", {}).items())
     if other or info.get("config", id) != id:
         raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
     return arrays, info
 
 
-def load_model(run_dir: Path) -> tuple[TrainConfig, Arrays, int]:
-    """Config and params of a run's checkpoint, and the number of its updates. Raises ValueError when there is none."""
-    config, _, record = read_config(run_dir)
-    arrays, info = load_checkpoint(run_dir, config, record["id"])
-    return config, {name: arrays[f"params/{name}"] for name in weights(config)}, info["step"]
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[Record]:
     """The metrics of a run, a record a step. Raises ValueError for a step that is damaged, missing or there twice."""
     path = run_dir / "metrics.jsonl"
-    records = checkpoint.read_lines(path, identity(run_dir))
+    records = files.read_lines(path, identity(run_dir))
     for step, record in enumerate(records):
         if record["step"] != step or type(record.get("loss")) is not float:
             raise ValueError(f"{path}: line {step + 1} is not of step {step}; restore it, or cut it and all behind it")
     return records
-
-
-def load_tokenizer(run_dir: Path) -> Tokenizer:
-    """The tokenizer of a run: bytes, or the BPE in its `tokenizer.json`.
-
-    Raises ValueError when that file is missing or not the run's, or the extra `data` is missing.
-    """
-    config, _, record = read_config(run_dir)
-    if config.vocab_size == BYTES:
-        return ByteTokenizer()
-    return corpora.load_bpe(run_dir / "tokenizer.json", record.get("tokenizer"))

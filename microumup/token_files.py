@@ -25,7 +25,7 @@ from zlib import crc32
 import numpy as np
 from tqdm import tqdm
 
-from microumup import __version__, checkpoint, corpora
+from microumup import __version__, corpora, files
 from microumup.backend import Array
 from microumup.corpora import BYTES, BpeTokenizer, ByteTokenizer, Source, Tokenizer
 
@@ -143,7 +143,7 @@ def read(folder: Path, mend: str) -> Tokens:
     another is not read at all.
     """
     try:
-        manifest = checkpoint.read_record(folder / "manifest.json")
+        manifest = files.read_record(folder / "manifest.json")
         dtype = np.dtype({"uint8": "u1", "uint16": "<u2"}[manifest["dtype"]])
         for name, (size, sha256) in manifest["files"].items():
             found = (folder / name).stat()
@@ -156,7 +156,7 @@ def read(folder: Path, mend: str) -> Tokens:
         ]
         return Tokens(train, valid, tokenizer, (*(Source(**known) for known in manifest["sources"]), *made))
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise ValueError(f"{folder} is damaged ({checkpoint.one_line(error)}); {mend}") from None
+        raise ValueError(f"{folder} is damaged ({files.one_line(error)}); {mend}") from None
 
 
 def _map(path: Path, dtype: Any) -> Array:
@@ -201,21 +201,21 @@ def make(
             with bar(total=size, desc="reading for the BPE") as read_so_far:
                 corpora.train_bpe(_watched(texts["train"](), read_so_far), vocab_size).save(folder)
             state["tokenizer"] = file_sha256(folder / "tokenizer.json")
-            checkpoint.write_json(folder / "progress.json", checkpoint.sealed(state))
+            files.write_json(folder / "progress.json", files.sealed(state))
         bpe = corpora.load_bpe(folder / "tokenizer.json", state["tokenizer"])
     for split, text in texts.items():
         _encode(folder, split, text, bpe, state, bar)
     names = [*["tokenizer.json"] * (bpe is not None), *(f"{split}.bin" for split in texts)]
-    files = {name: [(folder / name).stat().st_size, file_sha256(folder / name)] for name in names}
-    checkpoint.write_json(folder / "manifest.json", checkpoint.sealed(of | {"files": files}))
+    made = {name: [(folder / name).stat().st_size, file_sha256(folder / name)] for name in names}
+    files.write_json(folder / "manifest.json", files.sealed(of | {"files": made}))
     (folder / "progress.json").unlink(missing_ok=True)
-    checkpoint.to_disk(folder)
+    files.to_disk(folder)
 
 
 def _begun(folder: Path, of: Mapping[str, Any]) -> dict[str, Any]:
     """How far one that was killed has come, if it was at the same and its BPE is still what it was."""
     with suppress(ValueError, KeyError, OSError):
-        state = checkpoint.read_record(folder / "progress.json")
+        state = files.read_record(folder / "progress.json")
         learned = state.get("tokenizer")
         if state["of"] == of and learned in (None, file_sha256(folder / "tokenizer.json")):
             return state
@@ -244,7 +244,7 @@ def _encode(folder: Path, split: str, text: Text, bpe: BpeTokenizer | None, stat
                     "size": done["size"] + len(tokens), "crc32": crc32(tokens, done["crc32"]),
                 }  # fmt: skip
                 state[split] = done
-                checkpoint.write_json(folder / "progress.json", checkpoint.sealed(state))
+                files.write_json(folder / "progress.json", files.sealed(state))
                 encoded.update(size)
 
 

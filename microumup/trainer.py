@@ -25,8 +25,7 @@ from microumup.engine import Tensor, backpropagate, using
 from microumup.model import evaluate, init_params, loss
 from microumup.optim import SGD, AdamW, adamw, schedule
 from microumup.plan import gradient_constants, plan
-from microumup.records import Record
-from microumup.run_config import Command
+from microumup.records import Command, Record
 from microumup.run_dir import RunDir
 
 SAMPLE = 32  # batches that a split of the text is validated on; a text of its own is on all of it

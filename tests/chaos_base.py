@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from microumup import checkpoint, train
+from microumup import checkpoint, files, train
 from microumup.__main__ import COMMANDS
 from microumup.run_dir import read_metrics
 
@@ -111,33 +111,33 @@ class Outcome:
 
 def killed_at(step: int, argv: list[str]) -> None:
     """A training that is killed when it logs a step."""
-    write = checkpoint.write_line
+    append = files.append
 
-    def dies(file: Any, record: Any, owner: str = "") -> None:
-        if record["step"] == step:
+    def dies(path: Path, *records: Any, owner: str = "") -> None:
+        if any(record["step"] == step for record in records):
             os.kill(os.getpid(), signal.SIGKILL)
-        write(file, record, owner)
+        append(path, *records, owner=owner)
 
-    checkpoint.write_line = dies
+    files.append = dies
     train.main(argv)
 
 
 def begin(work: Callable[[], Any], folder: Path | None = None) -> tuple[int, Path]:
     """Fork a child that does the work, ends with what it returns as its status, and leaves its output in files."""
-    files = Path(os.environ["MICROUMUP_CACHE"]).parent / f"child-{time.monotonic_ns()}"
-    files.mkdir(parents=True)
+    output = Path(os.environ["MICROUMUP_CACHE"]).parent / f"child-{time.monotonic_ns()}"
+    output.mkdir(parents=True)
     if pid := os.fork():
-        return pid, files
+        return pid, output
     status = 70
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(files / name, os.O_CREAT | os.O_WRONLY), number)
+            os.dup2(os.open(output / name, os.O_CREAT | os.O_WRONLY), number)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
         if folder:
             os.chdir(folder)
         value = work()
-        (files / "value").write_bytes(pickle.dumps(value))
+        (output / "value").write_bytes(pickle.dumps(value))
         status = value if isinstance(value, int) else 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
@@ -149,7 +149,7 @@ def begin(work: Callable[[], Any], folder: Path | None = None) -> tuple[int, Pat
     os._exit(status)
 
 
-def end(pid: int, files: Path, seconds: float, kill: int = signal.SIGKILL) -> Outcome:
+def end(pid: int, output: Path, seconds: float, kill: int = signal.SIGKILL) -> Outcome:
     """Wait so long for a child, then send it the signal."""
     deadline, sent = time.monotonic() + seconds, False
     while True:
@@ -162,12 +162,12 @@ def end(pid: int, files: Path, seconds: float, kill: int = signal.SIGKILL) -> Ou
         time.sleep(0.002)
     code = os.waitstatus_to_exitcode(status)
     value = None
-    if code >= 0 and (files / "value").exists():  # who was killed may have left half of it
-        value = pickle.loads((files / "value").read_bytes())
+    if code >= 0 and (output / "value").exists():  # who was killed may have left half of it
+        value = pickle.loads((output / "value").read_bytes())
     out, error = (
-        (files / name).read_text(errors="replace") if (files / name).exists() else "" for name in ("out", "err")
+        (output / name).read_text(errors="replace") if (output / name).exists() else "" for name in ("out", "err")
     )
-    shutil.rmtree(files, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)
     return Outcome(code if code >= 0 else None, out, error, value)
 
 

@@ -14,8 +14,7 @@ from chaos_base import SIZES, Chaos, Outcome, bits, both, call, child
 from microumup import generate, train
 from microumup.lab import curve, scales, sweep
 from microumup.lab.workers import InThisProcess
-from microumup.run_config import load_config
-from microumup.run_dir import read_metrics
+from microumup.run_dir import load_config, read_metrics
 
 CASES = 40  # in a child
 

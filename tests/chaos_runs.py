@@ -12,7 +12,7 @@ from typing import Any
 
 from chaos_base import STEPS, Chaos, begin, child, end
 
-from microumup import checkpoint, run_dir, train
+from microumup import checkpoint, files, run_dir, train
 
 
 def until_finished(chaos: Chaos, run: Path, like: str, disturb: Callable[[list[str]], Any], what: str) -> None:
@@ -65,17 +65,17 @@ def dies_in_a_file(moment: int, part: float, argv: list[str]) -> int:
     for name in ("touch", "replace", "unlink", "write_bytes", "write_text", "mkdir", "chmod"):
         setattr(Path, name, mortal(getattr(Path, name)))
     checkpoint.save_file = mortal(save)
-    line = checkpoint.write_line
+    append = files.append
 
-    def half_a_line(file: Any, record: Any, owner: str = "") -> None:
+    def half_a_line(path: Path, *records: Any, owner: str = "") -> None:
         left[0] -= 1
+        whole = path.stat().st_size if path.exists() else 0
+        append(path, *records, owner=owner)
         if left[0] == 0:
-            content = checkpoint.line(record, owner)
-            file.write(content[: int(len(content) * part)])
+            os.truncate(path, whole + int((path.stat().st_size - whole) * part))
             kill()
-        line(file, record, owner)
 
-    checkpoint.write_line = half_a_line
+    files.append = half_a_line
     return train.main(argv)
 
 

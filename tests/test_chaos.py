@@ -24,8 +24,8 @@ def test_nothing_is_lost_and_nothing_silently_wrong(kinds: list[str], least: int
 def test_chaos_can_fail(tmp_path: Path) -> None:
     """Where a checksum is not looked at, a flipped bit is accepted, and said."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from microumup import checkpoint as c; "
-        "c._sha256 = lambda *_: 'x'; c._crc32 = lambda *_: 'x'; import chaos; "
+        "import sys; sys.path.insert(0, 'tests'); from microumup import checkpoint, files; "
+        "checkpoint._sha256 = lambda *_: 'x'; files._crc32 = lambda *_: 'x'; import chaos; "
         "sys.exit(chaos.main(['--minutes', '0.15', '--only', 'damage']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=ROOT)

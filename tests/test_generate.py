@@ -1,17 +1,20 @@
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
 import numpy as np
 import pytest
 from conftest import Refused
+from test_corpora import SENTENCES
 
 from microumup import checkpoint
 from microumup import generate as generate_module
 from microumup.config import ModelConfig, TrainConfig
+from microumup.corpora import ByteTokenizer, train_bpe
 from microumup.data import Corpus
-from microumup.generate import generate, load_run, main
+from microumup.generate import generate, load_run, load_tokenizer, main
 from microumup.model import forward, init_params
 from microumup.plan import plan
 from microumup.run_dir import RunDir
@@ -108,7 +111,7 @@ def test_a_run_of_an_older_version_is_loaded(run_dir: Path, tmp_path: Path) -> N
     before = load_run(run_dir)[0]
     run_dir = Path(copytree(run_dir, tmp_path / "old"))
     arrays, info = checkpoint.load(path := run_dir / "checkpoint.safetensors")
-    info["model"]["tied_embeddings"] = False
+    info["model"] = {"width": 16, "tied_embeddings": False}
     checkpoint.save(path, arrays, info)
     assert load_run(run_dir)[0] == before
     info["model"]["tied_embeddings"] = True
@@ -147,3 +150,36 @@ def test_bad_options_end_in_one_line(run_dir: Path, options: list[str], message:
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path, refused: Refused) -> None:
     assert f"{tmp_path} holds no run, there is no config.json in it" in refused(main, [str(tmp_path)])
+
+
+# ---- Tokenizers of runs ----
+
+
+def made(out: Path, config: TrainConfig, corpus: Corpus) -> Path:
+    with RunDir.create(out, config, corpus) as run:
+        return run.path
+
+
+def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:
+    run = made(tmp_path / "run", TrainConfig(width=32), corpus)
+    assert not (run / "tokenizer.json").exists()
+    assert isinstance(load_tokenizer(run), ByteTokenizer)
+
+
+def test_a_saved_bpe_is_the_same(tmp_path: Path, corpus: Corpus) -> None:
+    pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
+    tokenizer = train_bpe([SENTENCES.encode()], 300)
+    run = made(tmp_path / "run", TrainConfig(width=32, vocab_size=300), replace(corpus, tokenizer=tokenizer))
+    loaded = load_tokenizer(run)
+    text = SENTENCES[:200] + "日本 🙂"
+    assert loaded.vocab_size == 300
+    assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert loaded.decode(loaded.encode(text).astype(np.int64)) == text
+    assert loaded.encode("").dtype == np.uint16
+    assert len(loaded.encode("")) == 0
+    with pytest.raises(ValueError, match="--prompt: a byte in it is no UTF-8"):
+        loaded.encode("\udcff")
+    for content in ("{}", ""):
+        (run / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"^{run}/tokenizer.json: not a tokenizer \("):
+            load_tokenizer(run)

@@ -16,14 +16,14 @@ import pytest
 from conftest import Refused
 from small_runs import content, options, refuses
 
-from microumup import checkpoint, run_dir, trainer
+from microumup import checkpoint, files, run_dir, trainer
 from microumup.config import TrainConfig
 from microumup.data import Corpus
 from microumup.diverged import Diverged
 from microumup.generate import main as generate
 from microumup.lab.scales import main as scales
-from microumup.run_config import Command, load_config, read_config
-from microumup.run_dir import RunDir, read_metrics
+from microumup.records import Command
+from microumup.run_dir import RunDir, load_config, read_config, read_metrics
 from microumup.train import main
 
 SMALL = TrainConfig(width=8, head_dim=4, layers=1, seq_len=8, batch_size=2, steps=12)
@@ -33,24 +33,22 @@ SMALL = TrainConfig(width=8, head_dim=4, layers=1, seq_len=8, batch_size=2, step
 
 
 def test_a_second_writer_is_refused(half: Path, corpus: Corpus, refused: Refused) -> None:
-    held = checkpoint.Lock(half)
+    held = files.lock(half)
     refuses(refused, half, str(half), "another process is writing here")
     held.release()
     assert main(["--resume", str(half), "--quiet"]) == 0
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    code = (
-        f"from microumup import checkpoint as c; h = c.Lock(c.Path({str(tmp_path)!r})); print(1, flush=True); input()"
-    )
+    code = f"from microumup import files as f; h = f.lock(f.Path({str(tmp_path)!r})); print(1, flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == b"1\n"
     with pytest.raises(ValueError, match="another process is writing here"):
-        checkpoint.Lock(tmp_path)
+        files.lock(tmp_path)
     process.kill()
     process.communicate()
-    checkpoint.Lock(tmp_path).release()
+    files.lock(tmp_path).release()
 
 
 def begin(folder: str, text: str, out: str | None, barrier: Any) -> None:
@@ -227,4 +225,4 @@ def test_a_failure_lets_go_of_the_directory(tmp_path: Path, corpus: Corpus) -> N
     run.metrics.mkdir()
     with pytest.raises(OSError, match="metrics"):
         run.__enter__()
-    checkpoint.Lock(tmp_path / "run").release()
+    files.lock(tmp_path / "run").release()

@@ -17,7 +17,7 @@ import pytest
 from conftest import Refused
 from loopback_hub import Hub, serving
 
-from microumup import checkpoint, corpora, prepare, token_files, train
+from microumup import corpora, files, prepare, token_files, train
 from microumup.backend import install_hint
 from microumup.corpora import Source
 from microumup.data import load_corpus
@@ -93,8 +93,8 @@ def folder() -> Path:
 
 def content(path: Path) -> dict[str, bytes]:
     """Everything in the cache but the lock, by name."""
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".lock")
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+    found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(path)): file.read_bytes() for file in found}
 
 
 def text(*names: str) -> str:
@@ -143,13 +143,13 @@ def test_another_vocabulary_needs_no_second_download(hub: Hub) -> None:
 
 def test_the_manifest_says_of_what_and_by_what(hub: Hub) -> None:
     prepare.main(COMMAND)
-    manifest = checkpoint.read_record(folder() / "manifest.json")
+    manifest = files.read_record(folder() / "manifest.json")
     sources = [Source(**known) for known in manifest["sources"]]
     assert sources == [corpora.source(name, hub.files[name]) for name in ROWS]
-    files = {name: corpora.source(name, (folder() / name).read_bytes()) for name in manifest["files"]}
-    assert manifest["files"] == {name: [known.size, known.sha256] for name, known in files.items()}
+    now = {name: corpora.source(name, (folder() / name).read_bytes()) for name in manifest["files"]}
+    assert manifest["files"] == {name: [known.size, known.sha256] for name, known in now.items()}
     assert manifest["versions"]["tokenizers"] == pytest.importorskip("tokenizers").__version__
-    made = [source._replace(name=f"wikitext-103/{VOCABULARY}/{name}") for name, source in files.items()]
+    made = [source._replace(name=f"wikitext-103/{VOCABULARY}/{name}") for name, source in now.items()]
     assert load_corpus("wikitext-103", vocab_size=VOCABULARY, seq_len=8).sources == (*sources, *made)
 
 
@@ -364,7 +364,7 @@ def test_a_cache_that_cannot_be_is_a_line(hub: Hub, tmp_path: Path, monkeypatch:
 
 def test_two_at_a_time_do_not_get_into_each_others_way(hub: Hub, refused: Refused) -> None:
     folder().parent.mkdir(parents=True)
-    lock = checkpoint.Lock(folder().parent)
+    lock = files.lock(folder().parent)
     assert "another process is writing here" in refused(prepare.main, COMMAND)
     lock.release()
     assert hub.asked == []

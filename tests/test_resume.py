@@ -12,7 +12,7 @@ import pytest
 from conftest import Refused
 from small_runs import edit, killed, options, refuses
 
-from microumup import checkpoint
+from microumup import checkpoint, files
 from microumup.generate import main as generate
 from microumup.lab.curve import main as curve
 from microumup.run_dir import read_metrics
@@ -143,7 +143,7 @@ def test_a_config_that_was_edited_is_refused(change: dict[str, Any], half: Path,
 def test_a_mistyped_or_unknown_key_is_named(change: dict[str, Any], message: str, half: Path, refused: Refused) -> None:
     record = json.loads((half / "config.json").read_text())
     del record["crc32"]
-    checkpoint.write_json(half / "config.json", checkpoint.sealed(record | change))
+    files.write_json(half / "config.json", files.sealed(record | change))
     refuses(refused, half, "config.json", message)
 
 
@@ -187,7 +187,7 @@ def test_a_new_config_lacks_nothing(half: Path, refused: Refused) -> None:
     """What the first version lacked is not missing from a config of today."""
     record = json.loads((half / "config.json").read_text())
     del record["crc32"], record["threads"]
-    checkpoint.write_json(half / "config.json", checkpoint.sealed(record))
+    files.write_json(half / "config.json", files.sealed(record))
     refuses(refused, half, "missing: threads")
 
 

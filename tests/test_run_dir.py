@@ -1,21 +1,19 @@
 """Run directories: nothing is overwritten, and what was written is read again, by later versions too."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import Refused
-from test_corpora import SENTENCES
 
-from microumup import corpora, train
-from microumup.checkpoint import read_record, sealed, write_json
+from microumup import train
 from microumup.config import TrainConfig
-from microumup.corpora import ByteTokenizer
 from microumup.data import Corpus
-from microumup.run_config import ADDED, NEWER, Command, load_config, read_config, without_retired
-from microumup.run_dir import RunDir, load_tokenizer, read_metrics
+from microumup.files import read_record, sealed, write_json
+from microumup.older import ADDED, NEWER, without_retired
+from microumup.records import Command
+from microumup.run_dir import RunDir, load_config, read_config, read_metrics
 
 CONFIG = TrainConfig(width=32)
 
@@ -23,34 +21,6 @@ CONFIG = TrainConfig(width=32)
 def made(out: Path | None, config: TrainConfig, corpus: Corpus) -> Path:
     with RunDir.create(out, config, corpus) as run:
         return run.path
-
-
-# ---- Tokenizers ----
-
-
-def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:
-    run = made(tmp_path / "run", CONFIG, corpus)
-    assert not (run / "tokenizer.json").exists()
-    assert isinstance(load_tokenizer(run), ByteTokenizer)
-
-
-def test_a_saved_bpe_is_the_same(tmp_path: Path, corpus: Corpus) -> None:
-    pytest.importorskip("tokenizers", reason="BPE needs the extra `data`")
-    tokenizer = corpora.train_bpe([SENTENCES.encode()], 300)
-    run = made(tmp_path / "run", replace(CONFIG, vocab_size=300), replace(corpus, tokenizer=tokenizer))
-    loaded = load_tokenizer(run)
-    text = SENTENCES[:200] + "日本 🙂"
-    assert loaded.vocab_size == 300
-    assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
-    assert loaded.decode(loaded.encode(text).astype(np.int64)) == text
-    assert loaded.encode("").dtype == np.uint16
-    assert len(loaded.encode("")) == 0
-    with pytest.raises(ValueError, match="--prompt: a byte in it is no UTF-8"):
-        loaded.encode("\udcff")
-    for content in ("{}", ""):
-        (run / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=rf"^{run}/tokenizer.json: not a tokenizer \("):
-            load_tokenizer(run)
 
 
 # ---- config.json ----

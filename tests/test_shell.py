@@ -97,7 +97,7 @@ def test_a_user_whom_nobody_knows_can_train(tmp_path: Path, text: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o777)
     code = (
-        "import os, sys; from microumup import cli, train; os.environ.pop('HOME', 0); "
+        "import filelock, os, sys; from microumup import cli, train; os.environ.pop('HOME', 0); "
         "os.setgroups([]); os.setgid(54321); os.setuid(54321); cli.run(lambda: train.main(sys.argv[1:]))"
     )
     command = [*PYTHON, "-c", code, *small_runs.options(tmp_path / "run", text)]
@@ -115,7 +115,7 @@ def test_a_value_that_begins_with_a_dash_is_explained(refused: Any, half: Path) 
 
 def test_texts_given_twice_are_both_taken(tmp_path: Path, text: Path) -> None:
     """The second one was alone."""
-    from microumup.run_config import load_config
+    from microumup.run_dir import load_config
 
     more = tmp_path / "more.txt"
     more.write_text("more of the people. " * 100)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_corpora import SENTENCES, cache, load_text, tokenizers, write
 
-from microumup import checkpoint, corpora, token_files
+from microumup import corpora, files, token_files
 
 __all__ = ("cache", "tokenizers")  # fixtures
 
@@ -188,7 +188,7 @@ def test_leavings_of_another_text_are_not_gone_on_from(tmp_path, tokenizers, sma
     with monkeypatch.context() as patch, suppress(Killed):
         kill(patch, 14)
         made(tmp_path / "made")
-    assert checkpoint.read_record(tmp_path / "made" / "progress.json")["train"]["pieces"] > 0
+    assert files.read_record(tmp_path / "made" / "progress.json")["train"]["pieces"] > 0
     for name in ("made", "whole"):
         made(tmp_path / name, parts=[part.upper() for part in PARTS])
     assert content(tmp_path / "made") == content(tmp_path / "whole")

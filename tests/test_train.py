@@ -10,7 +10,7 @@ from microumup import train as train_module
 from microumup.config import TrainConfig
 from microumup.data import Corpus
 from microumup.ranges import read_scales
-from microumup.run_config import load_config
+from microumup.run_dir import load_config
 from microumup.train import main, suitable_threads
 
 OPTIONS = ["--width", "16", "--head-dim", "8", "--layers", "1", "--seq-len", "16", "--batch-size", "4", "--steps", "8"]
@@ -133,7 +133,7 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
         (["--widht", "64"], "unrecognized arguments: --widht"),
         (["--text", "/no/such/file"], "--text /no/such/file: cannot be read"),
         (["--resume", "/no/such/run"], "--resume: /no/such/run holds no run"),
-        (["--save-every", "0"], "--save-every: 0 is too small"),
+        (["--save-every=-1"], "--save-every: -1 is too small"),
         (["--log-scales", "-1"], "--log-scales: -1 is too small"),
         (["--fp8", "fp8,dwon.x=e5m2"], "there is no linear 'dwon'"),
         (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, gpu"),

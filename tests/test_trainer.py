@@ -18,7 +18,7 @@ from microumup.engine import Kernels, Tensor, tape
 from microumup.model import loss
 from microumup.optim import AdamW, adamw
 from microumup.ranges import linear_ranges
-from microumup.run_config import Command
+from microumup.records import Command
 from microumup.run_dir import RunDir, read_metrics
 from microumup.trainer import Trainer, train
 

@@ -16,8 +16,8 @@ from math import isclose, isfinite, prod, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from microumup.checkpoint import read_json
 from microumup.config import TrainConfig
+from microumup.files import read_json
 from microumup.interop.factor_names import name_factor
 from microumup.lab.tables import text_table
 from microumup.multipliers import Plain

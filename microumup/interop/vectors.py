@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from microumup import cli
-from microumup.checkpoint import one_line, read_bytes, to_json, write_atomically
 from microumup.config import ModelConfig
+from microumup.files import one_line, read_bytes, to_json, write_atomically
 from microumup.interop.cases import PAIRS, RUNS, Arrays, Case, all_cases, expected
 from microumup.interop.judge import TOLERANCES, Finding, explained, judge, table, tolerance_of
 from microumup.parametrization import SCHEMES

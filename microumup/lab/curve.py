@@ -13,8 +13,7 @@ from microumup.corpora import BYTES
 from microumup.data import load_corpus
 from microumup.lab import pictures as pic
 from microumup.lab.tables import text_table
-from microumup.run_config import load_config
-from microumup.run_dir import read_metrics
+from microumup.run_dir import load_config, read_metrics
 
 Config = dict[str, Any]
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from microumup import __version__, checkpoint, cli
+from microumup import __version__, cli, files
 from microumup.backend import choose_device
 from microumup.lab import gpu_parts
 from microumup.lab.gpu_parts import PARTS, fenced, table
@@ -127,7 +127,7 @@ def report(asked: Sequence[str], out: Path, limit: int, say: Callable[..., None]
         say(f"{name}: {PARTS[name].what} …", flush=True)
         outcomes.append(o := spawn(name, limit or PARTS[name].limit))
         say(f"{name}: {o.verdict}, {o.seconds:.0f} s", flush=True)
-        checkpoint.write_atomically(out, lambda temporary: temporary.write_bytes(page(outcomes, asked).encode()))
+        files.write_atomically(out, lambda temporary: temporary.write_bytes(page(outcomes, asked).encode()))
     return outcomes
 
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1, file=2)
         found = gpu_parts.run(args.run_part)
-        print(checkpoint.to_json(found._asdict()))
+        print(files.to_json(found._asdict()))
         return 0
     say = cli.say(args.quiet)
     with cli.bad_input(parser):

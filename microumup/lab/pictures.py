@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from microumup import checkpoint
+from microumup import files
 from microumup.backend import install_hint
 
 # Okabe and Ito's set
@@ -31,4 +31,4 @@ def save(figure: Any, path: Path) -> None:
     undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     options = {"format": path.suffix[1:], "dpi": 150, "metadata": undated}
     with import_module("matplotlib").rc_context({"svg.hashsalt": "microumup", "svg.fonttype": "path"}):
-        checkpoint.write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
+        files.write_atomically(path, lambda temporary: figure.savefig(temporary, **options))

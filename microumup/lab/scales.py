@@ -21,14 +21,14 @@ from microumup.cpu import Arrays
 from microumup.data import batch, load_corpus
 from microumup.engine import Tensor, backpropagate, tape
 from microumup.fp8 import FORMATS, LINEARS, TENSORS, Format
+from microumup.generate import load_model
 from microumup.lab import pictures as pic
 from microumup.lab.expected import expected_rms
 from microumup.limits import option_name
 from microumup.model import Params, forward, init_params
 from microumup.plan import Plan, plan
 from microumup.ranges import Range, Ranges, casts_or_fp8, grad_of, linear_ranges, read_scales, rms_of
-from microumup.run_config import load_config
-from microumup.run_dir import load_model
+from microumup.run_dir import load_config
 
 PLACES = {  # of the ops without a weight, in the order in which a layer has them
     "residual_split": ("attn_split", "ffn_split"), "rms_norm": ("attn_norm", "ffn_norm"), "rope": ("q_rope", "k_rope"),

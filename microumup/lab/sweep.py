@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from microumup import __version__, checkpoint, cli
+from microumup import __version__, cli, files
 from microumup.backend import choose_device
 from microumup.config import PRESETS, TrainConfig
 from microumup.corpora import ByteTokenizer, Source, read_text, source
@@ -31,9 +31,9 @@ from microumup.lab.search import OPTIONS, Record
 from microumup.lab.tables import to_line, write_table
 from microumup.lab.workers import bar, connect, new_seats, shared_out, work_off
 from microumup.limits import check_least, check_memory, option_name
+from microumup.older import NEWER, RETIRED
 from microumup.plan import weights
 from microumup.ranges import linear_ranges
-from microumup.run_config import NEWER, RETIRED
 from microumup.trainer import Trainer, train
 
 MEASURED = ("loss", "loss_valid", "diverged", "seconds", "version")  # the last columns of a table
@@ -130,7 +130,7 @@ def run(job: Job, device: str = "cpu") -> Record:
         "diverged": result["loss_final"] is None, "diverged_at": diverged_at, "seconds": seconds,
         "tokens_per_second": round(steps * config.batch_size * config.seq_len / max(seconds, 1e-3)), "device": device,
     } | ({"ranges": ranges} if job.ranges_every else {})  # fmt: skip
-    return json.loads(checkpoint.to_json(record))
+    return json.loads(files.to_json(record))
 
 
 # ---- All runs ----
@@ -157,7 +157,7 @@ def sweep(
         client = stack.enter_context(connect(cluster)) if cluster else None
         results, table = out / "results", out / "table.csv"
         results.mkdir(parents=True, exist_ok=True)
-        stack.callback(checkpoint.Lock(out).release)
+        stack.callback(files.lock(out).release)
         for left in results.glob(".*.tmp"):  # by what was killed
             left.unlink(missing_ok=True)
         records = load_results(out)
@@ -176,7 +176,7 @@ def sweep(
             meter.set_description_str(f"{sum(id in records for id in unique)}/{len(unique)} runs")
 
         def keep(id: str, record: Record) -> None:
-            checkpoint.write_json(results / f"{id}.json", checkpoint.sealed(record))
+            files.write_json(results / f"{id}.json", files.sealed(record))
             with table.open("a", encoding="utf-8") as file:
                 file.write(to_line(row(record, columns)))
             records[id] = record
@@ -209,7 +209,7 @@ def check_out(out: Path) -> None:
 def read_record(path: Path) -> Record:
     """The record in a file. Raises ValueError when there is none, or a damaged one."""
     try:
-        record = checkpoint.read_record(path)
+        record = files.read_record(path)
         if lacks := {"id", "config", *MEASURED} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
         if record["id"] != path.stem or not isinstance(record["config"], dict):

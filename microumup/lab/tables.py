@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from microumup import checkpoint
+from microumup import files
 
 
 def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  ") -> str:
@@ -31,7 +31,7 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", *, gap: str = "  
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write the rows, each with a value for every column, whole or not at all."""
     lines = map(to_line, [columns, *rows])
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_bytes("".join(lines).encode()))
+    files.write_atomically(path, lambda temporary: temporary.write_bytes("".join(lines).encode()))
 
 
 def to_line(row: Sequence[Any]) -> str:
@@ -45,12 +45,12 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows by column. Raises ValueError, naming the file, where a row has not as many cells as the table has
     columns, and for a file that is no text, or too large for a table."""
     try:
-        text = checkpoint.read_bytes(path).decode()
+        text = files.read_bytes(path).decode()
         columns, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
         if any(len(row) != len(columns) for row in rows):
             raise ValueError(f"its rows have not all {len(columns)} cells")
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a table ({checkpoint.one_line(error)}); restore it, or delete it") from None
+        raise ValueError(f"{path} is not a table ({files.one_line(error)}); restore it, or delete it") from None
     return [dict(zip(columns, map(_value, row), strict=True)) for row in rows]
 
 

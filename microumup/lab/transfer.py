@@ -31,7 +31,7 @@ from microumup.lab.search import Record, show_value
 from microumup.lab.statistics import Estimate, mean_interval, optimum, power_law
 from microumup.lab.sweep import load_results, plain, varying
 from microumup.limits import option_name
-from microumup.run_config import ADDED, NEWER, without_retired
+from microumup.older import ADDED, NEWER, without_retired
 
 AXES = ("width", "layers", "steps", "batch_size")
 ASIDE = (  # what else may move η, and was not varied along with the axes

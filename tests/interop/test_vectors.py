@@ -11,8 +11,8 @@ from conftest import Refused
 from safetensors.numpy import load_file, save_file
 
 from microumup import fused
-from microumup.checkpoint import to_json
 from microumup.engine import using
+from microumup.files import to_json
 from microumup.interop import cases, judge, vectors
 from microumup.interop.cases import all_cases, expected, model
 from microumup.interop.judge import TOLERANCES, differences, tolerance_of

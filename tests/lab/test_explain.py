@@ -9,9 +9,9 @@ import pytest
 from conftest import Refused
 from test_plan import odd
 
-from microumup.checkpoint import to_json
 from microumup.config import PRESETS, ModelConfig, TrainConfig
 from microumup.engine import Tensor, backpropagate, tape
+from microumup.files import to_json
 from microumup.fp8 import FORMATS, LinearFormats
 from microumup.lab.explain import Branch, Ledger, Parameter, explain, hints, main, report
 from microumup.lab.scales import fresh_loss, measured_rms
@@ -348,9 +348,9 @@ def test_json_keeps_all_of_a_plan(scheme: str, fp8: str) -> None:
 def test_the_commands_json_is_the_plan_losslessly(capsys: pytest.CaptureFixture[str]) -> None:
     options = {"lr": 2**0.3, "alpha_res": 1 / 3, "alpha_ffn_act": 0.1, "fp8": "fp8-iclr", "seed": 3}
     argv = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    assert main([*argv, "--text", "a.txt", "b.txt", "--quiet", "--json"]) == 0
+    assert main([*argv, "--text", "/a.txt", "/b.txt", "--quiet", "--json"]) == 0
     found = from_json(json.loads(capsys.readouterr().out)["plan"], TrainConfig)
-    assert found == plan(TrainConfig(**options, text=("a.txt", "b.txt")), 16 * 64)
+    assert found == plan(TrainConfig(**options, text=("/a.txt", "/b.txt")), 16 * 64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from microumup import train
 from microumup.lab.drifts import DRIFTS
 from microumup.lab.from_sweep import main
 from microumup.lab.search import Record
-from microumup.run_config import load_config
+from microumup.run_dir import load_config
 
 OPTIONS: dict[str, Any] = {"head_dim": 4, "layers": 1, "seq_len": 8, "batch_size": 4, "steps": 128}
 WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]

@@ -19,7 +19,7 @@ from microumup.model import forward, init_params
 from microumup.multipliers import UnitScaled
 from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
-from microumup.run_config import Command
+from microumup.records import Command
 from microumup.run_dir import RunDir
 from microumup.trainer import Trainer
 

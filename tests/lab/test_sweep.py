@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microumup import __version__, checkpoint
+from microumup import __version__, files
 from microumup.config import PRESETS, TrainConfig
 from microumup.lab import sweep as module
 from microumup.lab.sweep import (
@@ -28,8 +28,8 @@ from microumup.lab.sweep import (
     varying,
 )
 from microumup.lab.tables import read_table, write_table
+from microumup.older import NEWER
 from microumup.parametrization import Scheme
-from microumup.run_config import NEWER
 from microumup.trainer import train
 
 TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1, "seq_len": 8, "batch_size": 2, "steps": 3}
@@ -91,7 +91,7 @@ def test_a_run_that_diverges_is_a_result(people: str, tmp_path: Path) -> None:
     [record] = sweep([job], tmp_path, workers=0)
     assert (record["loss"], record["loss_valid"], record["diverged"]) == (None, None, True)
     assert record["diverged_at"] >= 1
-    assert strict_json(tmp_path / "results" / f"{run_id(job)}.json") == checkpoint.sealed(record)
+    assert strict_json(tmp_path / "results" / f"{run_id(job)}.json") == files.sealed(record)
     [row] = read_table(tmp_path / "table.csv")
     assert (row["loss"], row["diverged"]) == (None, True)
 
@@ -176,7 +176,7 @@ def test_a_text_that_changes_while_a_sweep_is_on_is_found(
 
 def test_a_second_sweep_in_a_directory_is_refused(jobs: list[Job], tmp_path: Path) -> None:
     """Two of them doubled rows."""
-    held = checkpoint.Lock(tmp_path)
+    held = files.lock(tmp_path)
     with pytest.raises(ValueError, match="another process is writing here; wait for it, or name another"):
         sweep(jobs, tmp_path, workers=0)
     held.release()

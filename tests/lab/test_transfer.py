@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 from conftest import Refused
 
-from microumup import checkpoint, cli
+from microumup import cli, files
 from microumup.config import TrainConfig
 from microumup.lab import drifts as module
 from microumup.lab.drifts import DRIFTS, SHRINK, Drifts, per_octave
@@ -151,7 +151,7 @@ def made(
 def write(out: Path, records: Iterable[Record]) -> Path:
     (out / "results").mkdir(parents=True)
     for each in records:
-        checkpoint.write_json(out / "results" / f"{each['id']}.json", checkpoint.sealed(each))
+        files.write_json(out / "results" / f"{each['id']}.json", files.sealed(each))
     return out
 
 
@@ -178,7 +178,7 @@ def test_the_parabola_is_found_and_carried(sweep: Path, capsys: pytest.CaptureFi
 
 def test_the_command_makes_the_run(tmp_path: Path) -> None:
     """With every option of the sweep that is no default, in a form that train reads back."""
-    options = {"alpha_res": 2.0, "fp8": "fp8", "text": ("a novel.txt", "b"), "warmup": 0.25, "decay": "independent"}
+    options = {"alpha_res": 2.0, "fp8": "fp8", "text": ("/a novel.txt", "/b"), "warmup": 0.25, "decay": "independent"}
     found = predicted(made(**options, seed=5), {"width": 128})
     words = shlex.split(command(found.target))
     assert words[:6] == ["microumup", "train", "--width", "128", "--lr", f"{found.target.eta:.3g}"]

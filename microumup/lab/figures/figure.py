@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from microumup import checkpoint
+from microumup import files
 from microumup.lab import pictures
 from microumup.lab.figures import look
 from microumup.lab.figures.judging import HOLDS, NOT_JUDGED, Claim, together
@@ -105,7 +105,7 @@ def finish(figure: Figure, out: Path, *, judged: bool = True, made: Row | None =
     found = [claim if judged else claim._replace(verdict=NOT_JUDGED) for claim in figure.claims(data)]
     verdict = together([claim.verdict for claim in found])
     if made is None:
-        made = checkpoint.read_json(path, dict).get("made", {}) if path.exists() else {}
+        made = files.read_json(path, dict).get("made", {}) if path.exists() else {}
     picture, names = figure.draw(data), [f"{figure.name}.png", f"{figure.name}.svg"]
     look.entitle(picture, figure.shows if verdict == HOLDS else figure.title)
     for name in names:
@@ -114,7 +114,7 @@ def finish(figure: Figure, out: Path, *, judged: bool = True, made: Row | None =
         "name": figure.name, "title": figure.title, "shows": figure.shows, "verdict": verdict,
         "claims": [as_json(claim) for claim in found], "made": made, "files": [*names, *figure.tables],
     }  # fmt: skip
-    checkpoint.write_json(path, result)
+    files.write_json(path, result)
     return result
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from os.path import relpath
 from pathlib import Path
 
-from microumup import checkpoint
+from microumup import files
 from microumup.lab.figures.figure import Figure
 from microumup.lab.figures.judging import FAILS, HOLDS, PARTLY, REPORTED, UNDECIDED, amount, measured
 from microumup.lab.figures.rows import Row
@@ -104,12 +104,12 @@ DIFFERENCES = """## What differs from the paper
 def write(page: Path, out: Path, figures: Sequence[Figure]) -> None:
     """Write `page` from the JSONs of those figures that are in `out`."""
     paths = {figure.name: out / f"{figure.name}.json" for figure in figures}
-    results = [checkpoint.read_json(path, dict) for path in paths.values() if path.exists()]
+    results = [files.read_json(path, dict) for path in paths.values() if path.exists()]
     prose, links = {figure.name: figure.prose for figure in figures}, relpath(out, page.parent)
     sections = [section(result, prose[result["name"]], links) for result in results]
     parts = [INTRODUCTION, made(results), counts(results), overview(results), *sections, shortfalls(results)]
     content = "\n".join([*parts, CHANGES, DIFFERENCES])
-    checkpoint.write_atomically(page, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    files.write_atomically(page, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def made(results: Sequence[Row]) -> str:

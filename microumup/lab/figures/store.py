@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from microumup import __file__ as package
-from microumup import __version__, checkpoint
+from microumup import __version__, files
 from microumup.lab.figures.figure import Figure, Known
 from microumup.lab.figures.rows import Row
 from microumup.lab.figures.settings import Setting, id_of
@@ -68,12 +68,12 @@ def note_session(store: Path) -> None:
         "python": platform.python_version(), "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }  # fmt: skip
-    checkpoint.write_json(store / "sessions.json", [*sessions_of(store), session])
+    files.write_json(store / "sessions.json", [*sessions_of(store), session])
 
 
 def sessions_of(store: Path) -> list[Row]:
     """Sessions in which the runs of the store were made; those that differ in the date alone are one."""
     path = store / "sessions.json"
-    sessions = checkpoint.read_json(path, list) if path.exists() else []
+    sessions = files.read_json(path, list) if path.exists() else []
     different = {json.dumps({k: v for k, v in s.items() if k != "date"}): s for s in reversed(sessions)}
     return list(different.values())[::-1]
