@@ -49,9 +49,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def to_disk(path: Path) -> None:
     """Wait until a file, or the names in a directory, are on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no directories
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # Windows opens no directories, and flushes only what it may write to
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -80,6 +81,10 @@ def lock(directory: Path) -> "BaseFileLock":
         held.acquire()
     except Timeout:
         raise ValueError(f"{directory}: another process is writing here; wait for it, or name another") from None
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "filename", None):  # it is no lock that is missing
+            raise
+        note(f"{directory}: its file system has no locks ({one_line(error)}); see that nobody else writes here")
     return held
 
 

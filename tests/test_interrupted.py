@@ -1,5 +1,7 @@
 """What happens to a run while it writes: others, signals, a full disk, numbers that are none any more."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -49,6 +51,21 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     files.lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EOPNOTSUPP, "unsupported"), NotImplementedError("no flock")])
+def test_where_a_file_system_has_no_locks_it_is_said(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    files.lock(tmp_path).release()
+    assert capsys.readouterr().err.startswith(f"microumup: {tmp_path}: its file system has no locks (")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file"):
+        files.lock(tmp_path / "file" / "run")
 
 
 def begin(folder: str, text: str, out: str | None, barrier: Any) -> None:
