@@ -183,7 +183,7 @@ def _check_corpus(run_dir: Path, corpus: Corpus, record: Record) -> None:
 def read_config(run_dir: Path) -> tuple[TrainConfig, Command, Record]:
     """Config and command of the run in a directory, and its record of texts. Raises ValueError where there is none.
 
-    The record has the config's checksum as `id`, and says what is `assumed` of an older version's.
+    In it are the config's checksum, `id`, size and checksum of its `texts`, and what is `assumed` for an older version.
     """
     path = run_dir / "config.json"
     if not path.exists():
