@@ -130,9 +130,9 @@ class RunDir:
 
     def close(self, *_: object) -> None:
         """Let go of the directory, and of the signals."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         self._lock.release()
+        while self._handlers:  # a second time there is nothing to do
+            signal.signal(*self._handlers.popitem())
 
     __exit__ = close
 

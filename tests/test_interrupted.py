@@ -146,6 +146,13 @@ def test_a_signal_is_heard_before_anything_is_written(
     RunDir.resume(tmp_path / "run", corpus).close()
 
 
+def test_closing_a_second_time_does_nothing(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the handlers away that others had set since."""
+    with RunDir.create(tmp_path / "run", SMALL, corpus) as run:
+        run.close()
+        monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("another's handler is gone"))
+
+
 def test_ctrl_c_after_the_end_does_not_ask_to_resume_it(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
