@@ -84,14 +84,14 @@ def main(argv: list[str] | None = None, tune: Tune = untuned) -> int:
 
 def _run(args: argparse.Namespace, device: str, say: Callable[..., None], tune: Tune) -> RunDir:
     """The run that was asked for, new or to be continued, with its corpus. Raises ValueError for what cannot be."""
-    given, of_command, record = cli.given(args, TrainConfig), cli.given(args, Command), dict[str, Any]()
+    given, asked, record = cli.given(args, TrainConfig), cli.given(args, Command), dict[str, Any]()
     if args.resume:
         others = [name for name in ("preset", "out", "from_sweep") if getattr(args, name) is not None]
-        if words := ", ".join(map(option_name, [*given, *of_command, *others])):
+        if words := ", ".join(map(option_name, [*given, *asked, *others])):
             raise ValueError(f"--resume: takes its options from the run; leave out {words}")
         c = unfinished(args.resume)
     else:
-        c, command = TrainConfig(**PRESETS[args.preset or "tiny"] | given), Command(**of_command)
+        c, command = TrainConfig(**PRESETS[args.preset or "tiny"] | given), Command(**asked)
         if device == "cpu" and "threads" not in given:
             c = replace(c, threads=suitable_threads(c))
         if args.from_sweep:
