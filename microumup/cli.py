@@ -120,6 +120,14 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def absolute(text: str) -> str:
+    """The path of a file, the same from another directory too. Each `..` stays: it may follow a link."""
+    try:
+        return str(Path(text).absolute())
+    except OSError as error:  # the working directory is gone
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}; give its whole path") from None
+
+
 def picture(text: str) -> Path:
     """A path whose suffix names a kind of picture."""
     if Path(text).suffix not in (".png", ".svg", ".pdf"):
@@ -181,8 +189,7 @@ def add_options(parser: Parser, config: type) -> None:
         elif field.type is str:
             settings["metavar"] = "NAME"
         else:
-            # the same file from another directory too
-            settings |= {"nargs": "+", "action": "extend", "type": os.path.abspath, "metavar": "FILE"}
+            settings |= {"nargs": "+", "action": "extend", "type": absolute, "metavar": "FILE"}
         option = group.add_argument(*map(option_name, names), dest=field.name, default=argparse.SUPPRESS, **settings)
         if not field.metadata["common"]:
             parser.add_rare(option)

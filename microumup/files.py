@@ -47,16 +47,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    folder = path.is_dir()
-    if folder and os.name == "nt":  # Windows opens no directories, and flushes only what it may write to
-        return
-    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def to_disk(*paths: Path) -> None:
+    """Wait until files, or the names in directories, are on the disk."""
+    for path in paths:
+        folder = path.is_dir()
+        if folder and os.name == "nt":  # Windows opens no directories, and flushes only what it may write to
+            continue
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def new_directory(path: Path) -> Path:
@@ -72,17 +73,19 @@ def new_directory(path: Path) -> Path:
 def lock(directory: Path) -> "BaseFileLock":
     """A lock on a directory until it is released, or this process ends, however it does.
 
-    Raises ValueError when another process has it.
+    Raises ValueError when it is locked already, and OSError where nothing can be written. A file system without locks
+    is said, and nothing is locked there.
     """
     from filelock import FileLock, Timeout  # what only reads has no use for it
 
-    held = FileLock(directory / ".lock", timeout=0, thread_local=False)
+    # without locks the library would make a file in place of one, which outlives a kill
+    held = FileLock(directory / ".lock", timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         held.acquire()
     except Timeout:
         raise ValueError(f"{directory}: another process is writing here; wait for it, or name another") from None
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "filename", None):  # it is no lock that is missing
+    except OSError as error:
+        if error.filename:  # it is no lock that is missing
             raise
         note(f"{directory}: its file system has no locks ({one_line(error)}); see that nobody else writes here")
     return held
@@ -203,11 +206,15 @@ def read_lines(path: Path, owner: str = "") -> list[dict[str, Any]]:
     said. Raises ValueError, naming the line, for one that is damaged."""
     records: list[dict[str, Any]] = []
     try:
-        *lines, half = read_bytes(path, LARGEST_LOG).split(b"\n") if path.exists() else [b""]
+        content = read_bytes(path, LARGEST_LOG) if path.exists() else b""
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+    *lines, half = content.split(b"\n")
+    carry = b'"crc32"' in content  # checksums: each line does, or none, of an older version
     for number, line in enumerate(lines, start=1):
         try:
+            if carry and b'"crc32"' not in line:
+                raise ValueError("it has no checksum")
             records.append(unsealed(line, owner + path.name))
             if type(records[-1].get("step")) is not int:
                 raise ValueError("it is of no step")

@@ -20,7 +20,7 @@ LARGEST = {  # whole numbers, past which nothing can be meant
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
 SHARES = ("warmup", "weight_decay", "beta1", "beta2")
 RANGES = {
-    "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9), "save_minutes": (0.0, 1e6),
+    "norm_eps": (0.0, 1.0), "rope_base": (1.0, 1e9), "save_minutes": (0.0, 1e9),
     "beta1": (0.0, 1 - 1e-9), "beta2": (0.0, 1 - 1e-9), "adam_eps": (1e-30, 1.0), "clip": (1e-30, 1e30),
     "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "lr": (1e-45, 1e45), "loss_scale": (1e-30, 1e30),
 }  # fmt: skip

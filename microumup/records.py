@@ -5,7 +5,7 @@ be compared.
 """
 
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 from typing import Any
 
 from microumup.config import TrainConfig, option
@@ -36,6 +36,12 @@ def of_step(config: TrainConfig, step: int, loss: float, norm: float, s: float, 
     record = {"step": step, "loss": loss, "lr": s * config.eta, "grad_norm": norm}
     record |= {"clipped": norm > config.clip} if config.clip else {}
     return record | {"tokens_per_second": round(speed)}
+
+
+def is_of_step(step: int, record: Record) -> bool:
+    """Whether a record that was read is one of that step: of numbers alone, with a loss that is one."""
+    numbers = all(type(value) in (int, float, bool) for value in record.values())
+    return numbers and record["step"] == step and type(record.get("loss")) is float and isfinite(record["loss"])
 
 
 def of_validation(config: TrainConfig, corpus: Corpus, step: int, loss: float) -> Record:

@@ -27,15 +27,15 @@ from microumup.config import TrainConfig
 from microumup.cpu import Arrays
 from microumup.data import Corpus
 from microumup.plan import weights
-from microumup.records import Command, Record
+from microumup.records import Command, Record, is_of_step
 
 
 class RunDir:
     """A run directory that this process, and no other, writes to until it is closed.
 
     `step` updates are behind it, each with its record of metrics in `records`, in so many `seconds`; `state` is the
-    checkpoint's, None where there is none. Within `with`, Ctrl-C and SIGTERM are a wish to stop after a checkpoint:
-    `asked` is then the signal's number. A second one stops at once.
+    checkpoint's, None where there is none. Within `with`, Ctrl-C and SIGTERM raise KeyboardInterrupt, with the signal's
+    number in `asked`: after a checkpoint while there are updates to save; else, and the second time, at once.
     """
 
     def __init__(self, path: Path, config: TrainConfig, corpus: Corpus, command: Command, record: Record) -> None:
@@ -43,11 +43,11 @@ class RunDir:
         self.checkpoint, self.metrics = path / "checkpoint.safetensors", path / "metrics.jsonl"
         self.state: Arrays | None = None
         self.step, self.seconds, self.records = 0, 0.0, list[Record]()
-        self.asked, self._unsaved, self._saved = 0, False, monotonic()
+        self.asked, self._busy, self._saved = 0, False, monotonic()  # busy: who asks to stop waits for save_if_due
         self._logs, self._handlers = {self.metrics: self.records}, dict[int, Any]()
         self._lock = files.lock(path)
         try:
-            self._go_on(record) if "id" in record else self._begin(record)
+            self._go_on(record) if "id" in record else self._begin(record)  # read_config's has one
         except BaseException:
             self.close()
             raise
@@ -101,14 +101,16 @@ class RunDir:
         self.records = self._logs[self.metrics] = metrics[: self.step]
         if every := self.command.log_scales:
             path, steps = self.path / "scales.jsonl", range(self.step)
-            self._logs[path] = [record for record in files.read_lines(path, self.id) if record["step"] in steps]
+            self._logs[path] = [look for look in files.read_lines(path, self.id) if look["step"] in steps]
             looks = {step for step in steps if step % every == 0 or step == self.config.steps - 1}
-            if looks - {record["step"] for record in self._logs[path]}:
+            if looks - {look["step"] for look in self._logs[path]}:
                 raise ValueError(f"{path} lacks lines; {mend}")
 
     def __enter__(self) -> "RunDir":
         """Begin to write: away with what was logged behind the checkpoint, and with what a kill has left."""
         try:
+            if threading.current_thread() is threading.main_thread():
+                self._handlers = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
             for left in self.path.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
             for path, records in self._logs.items():
@@ -117,12 +119,10 @@ class RunDir:
         except BaseException:
             self.close()
             raise
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number: int, _: FrameType | None) -> None:
-        at_once, self.asked = self.asked or not self._unsaved, number
+        at_once, self.asked = self.asked or not self._busy, number
         if at_once:
             raise KeyboardInterrupt
         with suppress(OSError):  # print is not for a handler: it may have interrupted another
@@ -130,28 +130,27 @@ class RunDir:
 
     def close(self, *_: object) -> None:
         """Let go of the directory, and of the signals."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         self._lock.release()
+        while self._handlers:  # a second time there is nothing to do
+            signal.signal(*self._handlers.popitem())
 
     __exit__ = close
 
     def log(self, records: list[Record]) -> None:
         """Append lines of metrics."""
         files.append(self.metrics, *records, owner=self.id)
-        self._unsaved = True
+        self._busy = True
 
     def save_if_due(self, state: Callable[[], Arrays], step: int, seconds: float) -> None:
-        """Write a checkpoint of the state after `step` updates if one is due, at the last, and when asked to stop: this
-        ends in KeyboardInterrupt."""
-        last, every, seconds_since = step == self.config.steps, self.command.save_every, monotonic() - self._saved
-        due = seconds_since >= 60 * self.command.save_minutes or (every and step // every > self.step // every)
+        """Write a checkpoint after `step` updates if one is due; if asked to stop, do, and raise KeyboardInterrupt."""
+        last, minutes, every = step == self.config.steps, self.command.save_minutes, self.command.save_every
+        due = monotonic() - self._saved >= 60 * minutes or (every and step // every > self.step // every)
         if not (due or last or self.asked):
             return
-        files.to_disk(self.metrics)  # a checkpoint is never ahead of its metrics
+        files.to_disk(*self.path.glob("*.jsonl"))  # a checkpoint is never ahead of what was logged
         info = {"step": step, "seconds": seconds, "microumup": __version__, "config": self.id}
         checkpoint.save(self.checkpoint, state(), info)
-        self.step, self._saved, self._unsaved = step, monotonic(), not last
+        self.step, self._saved, self._busy = step, monotonic(), not last
         if self.asked:
             raise KeyboardInterrupt
 
@@ -168,8 +167,8 @@ def _check_empty(out: Path) -> None:
 
 
 def _check_corpus(run_dir: Path, corpus: Corpus, record: Record) -> None:
-    for now, then in zip(corpus.sources, record.get("texts", []), strict=False):
-        if now[1:] != (then["size"], then["sha256"]):
+    for now, then in zip(corpus.sources, record["texts"], strict=False):  # none of an older version
+        if now[1:] != then:
             raise ValueError(f"{now.name} has changed since {run_dir} began; restore it, or begin a new run")
     saved, then = run_dir / "tokenizer.json", record.get("tokenizer")
     if then is None and saved.exists():  # of an older version
@@ -184,24 +183,25 @@ def _check_corpus(run_dir: Path, corpus: Corpus, record: Record) -> None:
 def read_config(run_dir: Path) -> tuple[TrainConfig, Command, Record]:
     """Config and command of the run in a directory, and its record of texts. Raises ValueError where there is none.
 
-    The record has the config's checksum as `id`, and says what is `assumed` of an older version's.
+    In it are the config's checksum, `id`, size and checksum of its `texts`, and what is `assumed` for an older version.
     """
     path = run_dir / "config.json"
     if not path.exists():
         raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
     try:
         options = files.read_record(path)
-        id, record = files.sealed(options)["crc32"], options.pop("run", {})
+        id, record = files.sealed(options)["crc32"], dict(options.pop("run", {}))
+        texts = [(text["size"], text["sha256"]) for text in record.get("texts", [])]
         options, assumed = older.completed(options, recorded=bool(record))
         config = TrainConfig(**options | {name: tuple(options[name]) for name in ("text", "valid")})
         command = Command(**{f.name: record[f.name] for f in fields(Command) if f.name in record})
     except (ValueError, KeyError, TypeError) as error:
-        what = files.one_line(error)
-        raise ValueError(f"{path} is not a config of microumup {__version__} ({what}); restore it") from None
+        what = f"not a config of microumup {__version__} ({files.one_line(error)})"
+        raise ValueError(f"{path} is {what}; restore it") from None
     if not record:
         assumed += ["no more --log-scales"] * (run_dir / "scales.jsonl").exists()
         record = {"assumed": f"{path} is of an older version; assumed: {', '.join([*assumed, 'texts as they were'])}"}
-    return config, command, record | {"id": id}
+    return config, command, record | {"id": id, "texts": texts}
 
 
 def load_config(run_dir: Path) -> TrainConfig:
@@ -231,11 +231,11 @@ def load_checkpoint(run_dir: Path, config: TrainConfig, id: str) -> tuple[Arrays
     shapes = {f"{kind}/{name}": w.shape for kind in kinds for name, w in weights(config).items()}
     arrays, info = checkpoint.load(path, shapes)
     step, seconds = info.get("step"), info.get("seconds")
-    if type(step) is not int or not 0 <= step <= config.steps or type(seconds) not in (int, float):
+    if type(step) is not int or not 0 <= step <= config.steps or type(seconds) is not float or not 0 <= seconds < 1e12:
         raise ValueError(f"{path} has {step} updates of {config.steps}; restore it, or delete it to begin at step 0")
-    model = {**older.RETIRED, **asdict(config)}
-    other = any(model.get(name) != value for name, value in info.get("model", {}).items())
-    if other or info.get("config", id) != id:
+    model, its = {**older.RETIRED, **asdict(config)}, info.get("model", {})  # its: of an older version
+    fits = isinstance(its, dict) and all(model.get(name) == value for name, value in its.items())
+    if not fits or info.get("config", id) != id:
         raise ValueError(f"{path} is of another run than config.json; restore the one or the other")
     return arrays, info
 
@@ -245,6 +245,6 @@ def read_metrics(run_dir: Path) -> list[Record]:
     path = run_dir / "metrics.jsonl"
     records = files.read_lines(path, identity(run_dir))
     for step, record in enumerate(records):
-        if record["step"] != step or type(record.get("loss")) is not float:
+        if not is_of_step(step, record):
             raise ValueError(f"{path}: line {step + 1} is not of step {step}; restore it, or cut it and all behind it")
     return records

@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None, tune: Tune = untuned) -> int:
         parser.complain(str(error))
         return 1
     except KeyboardInterrupt:
-        parser.complain(f"interrupted; continue with --resume {run.path}")
+        finished = (run.path / "result.json").exists()
+        parser.complain("interrupted" + ("" if finished else f"; continue with --resume {run.path}"))
         return 128 + (run.asked or signal.SIGINT)
     except OSError as error:
         if error.filename is None:  # not the run's: standard output is gone
@@ -84,14 +85,13 @@ def main(argv: list[str] | None = None, tune: Tune = untuned) -> int:
 def _run(args: argparse.Namespace, device: str, say: Callable[..., None], tune: Tune) -> RunDir:
     """The run that was asked for, new or to be continued, with its corpus. Raises ValueError for what cannot be."""
     given, asked, record = cli.given(args, TrainConfig), cli.given(args, Command), dict[str, Any]()
-    command = Command(**asked)
     if args.resume:
         others = [name for name in ("preset", "out", "from_sweep") if getattr(args, name) is not None]
         if words := ", ".join(map(option_name, [*given, *asked, *others])):
             raise ValueError(f"--resume: takes its options from the run; leave out {words}")
         c = unfinished(args.resume)
     else:
-        c = TrainConfig(**PRESETS[args.preset or "tiny"] | given)
+        c, command = TrainConfig(**PRESETS[args.preset or "tiny"] | given), Command(**asked)
         if device == "cpu" and "threads" not in given:
             c = replace(c, threads=suitable_threads(c))
         if args.from_sweep:

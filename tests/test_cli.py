@@ -110,6 +110,30 @@ def test_what_is_no_number_is_said_to_be_none(text: str, refused: Refused) -> No
     assert f"--lr: {text!r} is not a number" in refused(main, [f"--lr={text}"])
 
 
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_a_text_from_a_directory_that_is_gone_is_a_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    error = refused(import_module(COMMANDS[name][0]).main, ["--text", "a.txt"])
+    assert "--text: a.txt: No such file or directory; give its whole path" in error
+
+
+def test_a_path_beyond_a_link_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`link/..` is beside what the link leads to; it became the directory with the link in it, and another text."""
+    (tmp_path / "there" / "deeper").mkdir(parents=True)
+    (tmp_path / "there" / "a.txt").write_text("that")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.txt").write_text("another")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there" / "deeper")
+    monkeypatch.chdir(tmp_path / "here")
+    found = Path(cli.absolute("link/../a.txt"))
+    assert found.is_absolute()
+    assert found.read_text() == "that"
+
+
 @pytest.mark.parametrize("name", ["train", "generate", "sweep", "coordcheck"])
 def test_two_dashes_are_no_value(name: str, refused: Refused) -> None:
     """argparse made an empty list of them, which ended in a traceback."""

@@ -53,16 +53,22 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     files.lock(tmp_path).release()
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EOPNOTSUPP, "unsupported"), NotImplementedError("no flock")])
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS])
 def test_where_a_file_system_has_no_locks_it_is_said(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """For ENOSYS, Lustre's, filelock warned in two lines of its own and left a file in place of a lock."""
+
     def without(*_: object) -> None:
-        raise error
+        raise OSError(number, "no flock")
 
     monkeypatch.setattr(fcntl, "flock", without)
-    files.lock(tmp_path).release()
-    assert capsys.readouterr().err.startswith(f"microumup: {tmp_path}: its file system has no locks (")
+    held = files.lock(tmp_path)
+    error = capsys.readouterr().err
+    assert error.startswith(f"microumup: {tmp_path}: its file system has no locks (")
+    assert error.count("\n") == 1
+    assert not held.is_locked
+    held.release()
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file"):
         files.lock(tmp_path / "file" / "run")
@@ -121,6 +127,45 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(
     assert main(["--resume", str(run), "--quiet"]) == 0
 
 
+def test_a_signal_is_heard_before_anything_is_written(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM ended the process without a word while a long history was written anew."""
+    run, write = RunDir.create(tmp_path / "run", SMALL, corpus), files.write_lines
+
+    def signalled(*args: Any, **kwargs: Any) -> None:
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(files, "write_lines", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        run.__enter__()
+    assert run.asked == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    RunDir.resume(tmp_path / "run", corpus).close()
+
+
+def test_closing_a_second_time_does_nothing(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the handlers away that others had set since."""
+    with RunDir.create(tmp_path / "run", SMALL, corpus) as run:
+        run.close()
+        monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("another's handler is gone"))
+
+
+def test_ctrl_c_after_the_end_does_not_ask_to_resume_it(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was finished, and being told of, was to be continued."""
+
+    def stops(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("microumup.train.told", stops)
+    assert main(options(tmp_path / "run", text)) == 130
+    assert capsys.readouterr().err == "microumup train: interrupted\n"
+
+
 def test_a_second_ctrl_c_quits_at_once(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, launch = tmp_path / "run", trainer.Trainer.launch
 
@@ -157,6 +202,22 @@ def test_minutes_bound_what_is_lost(tmp_path: Path, text: Path, monkeypatch: pyt
     del argv[argv.index("--save-every") : argv.index("--save-every") + 2]
     assert main(argv) == 0
     assert saved == [3, 6, 9, 12]
+
+
+def test_a_checkpoint_is_never_ahead_of_what_was_logged(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scales.jsonl was not on the disk: after a power cut its run was refused, or began at 0."""
+    did, fsync = list[str](), os.fsync
+
+    def synced(descriptor: int) -> None:
+        did.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    assert main(options(tmp_path / "run", text, "--log-scales", "1")) == 0
+    first = next(i for i, name in enumerate(did) if name.startswith(".checkpoint"))
+    assert {"metrics.jsonl", "scales.jsonl"} <= {*did[:first]}
 
 
 # ---- A full disk ----

@@ -100,6 +100,9 @@ MISFITS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "has 99 updates of 12": lambda arrays, info: info.update(step=99),
     "has 8.0 updates": lambda arrays, info: info.update(step=8.0),
     "has None updates": lambda arrays, info: info.__delitem__("step"),
+    "has 8 updates": lambda arrays, info: info.update(seconds=-1.0),
+    "is of another run than": lambda arrays, info: info.update(model={"width": 9}),
+    "is of another run than config": lambda arrays, info: info.update(model=[8]),
     "is of another run": lambda arrays, info: info.update(config="12345678"),
     "params/head is nothing": lambda arrays, info: arrays.__delitem__("params/head"),
     "extra is (3,)": lambda arrays, info: arrays.update(extra=np.zeros(3, np.float32)),
@@ -145,6 +148,16 @@ def test_a_mistyped_or_unknown_key_is_named(change: dict[str, Any], message: str
     del record["crc32"]
     files.write_json(half / "config.json", files.sealed(record | change))
     refuses(refused, half, "config.json", message)
+
+
+@pytest.mark.parametrize("run", [[1], "x", {"texts": 1}, {"texts": [1]}, {"texts": [{}]}, {"save_every": "4"}])
+def test_a_record_that_is_none_is_named(run: Any, half: Path, refused: Refused) -> None:
+    """It ended in a traceback."""
+    record = json.loads((half / "config.json").read_text())
+    del record["crc32"]
+    (half / "config.json").write_text(json.dumps(record | {"run": run}))
+    refuses(refused, half, "config.json is not a config of microumup")
+    assert "config.json is not a config of microumup" in refused(generate, [str(half)])
 
 
 def older(half: Path, *missing: str, **changes: Any) -> None:
@@ -214,6 +227,27 @@ def test_a_damaged_line_of_metrics_is_named(damage: Callable[..., Any], half: Pa
     (half / "metrics.jsonl").write_bytes(b"".join(lines))
     refuses(refused, half, "metrics.jsonl", "line ", "restore it")
     assert "metrics.jsonl" in refused(curve, [str(half)])
+
+
+@pytest.mark.parametrize("change", [{"loss": 1.5}, {"clipped": None}])
+def test_a_line_without_its_checksum_is_damaged(change: dict[str, Any], half: Path, refused: Refused) -> None:
+    """One that was edited, or whose checksum's name was hit, was taken as it is."""
+    lines = (half / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(lines[3]) | change
+    del record["crc32"]
+    (half / "metrics.jsonl").write_text("\n".join([*lines[:3], json.dumps(record), *lines[4:]]) + "\n")
+    refuses(refused, half, "metrics.jsonl: line 4 is damaged (it has no checksum)")
+
+
+@pytest.mark.parametrize("change", [{"loss": float("nan")}, {"loss": "1"}, {"loss_valid": "1"}, {"grad_norm": [1]}])
+def test_what_is_no_number_in_an_older_version_s_metrics_is_named(
+    change: dict[str, Any], half: Path, refused: Refused
+) -> None:
+    older(half)
+    lines = (half / "metrics.jsonl").read_text().splitlines()
+    lines[7] = json.dumps(json.loads(lines[7]) | change)
+    (half / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert "metrics.jsonl: line 8 is not of step 7" in refused(curve, [str(half)])
 
 
 def test_half_a_line_is_left_out_and_said(half: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,8 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
         (["--widht", "64"], "unrecognized arguments: --widht"),
         (["--text", "/no/such/file"], "--text /no/such/file: cannot be read"),
         (["--resume", "/no/such/run"], "--resume: /no/such/run holds no run"),
-        (["--save-every=-1"], "--save-every: -1 is too small"),
+        (["--save-every=-1", "--text", "/no/such/file"], "--save-every: -1 is too small"),  # before texts are learned
+        (["--save-minutes", "nan"], "--save-minutes: nan is not"),
         (["--log-scales", "-1"], "--log-scales: -1 is too small"),
         (["--fp8", "fp8,dwon.x=e5m2"], "there is no linear 'dwon'"),
         (["--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, gpu"),

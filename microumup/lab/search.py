@@ -54,7 +54,7 @@ def _list(name: str, spec: str) -> list[Any]:
             raise ValueError(f"{min(wrong)!r} is neither on nor off")
         return [word == "on" for word in words]
     kind: Callable[[str], Any] = cli.whole if OPTIONS[name] is int else str if OPTIONS[name] is str else cli.number
-    return [(word,) if name == "text" else kind(word) for word in words]
+    return [(cli.absolute(word),) if name == "text" else kind(word) for word in words]
 
 
 def _range(name: str, spec: str) -> list[Any]:

@@ -214,7 +214,9 @@ def read_record(path: Path) -> Record:
             raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
         if record["id"] != path.stem or not isinstance(record["config"], dict):
             raise ValueError(f"it is of run {record['id']!s:.40}")
-    except ValueError as error:
+        for name in {"text", "valid"} & record["config"].keys():  # older versions kept them as they were typed
+            record["config"][name] = [str(Path(text).absolute()) for text in record["config"][name]]
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no result of a sweep ({error}); delete it, and the run is made again") from None
     return record
 

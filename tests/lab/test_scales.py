@@ -6,6 +6,7 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
+from microumup import files
 from microumup.backend import install_hint
 from microumup.config import ModelConfig, TrainConfig
 from microumup.corpora import ByteTokenizer
@@ -20,7 +21,7 @@ from microumup.multipliers import UnitScaled
 from microumup.plan import plan
 from microumup.ranges import Range, linear_ranges, log_scales, measure, read_scales
 from microumup.records import Command
-from microumup.run_dir import RunDir
+from microumup.run_dir import RunDir, identity
 from microumup.trainer import Trainer
 
 SMALL = ModelConfig(width=64, layers=2, seq_len=64, head_dim=16)
@@ -249,8 +250,8 @@ def test_what_is_logged_is_read_back(tmp_path):
 @pytest.mark.parametrize("damage", ['{"step": 2, "tens', '{"step": 2}', "3", '{"step": 2, "tensors": {"q": {}}}'])
 def test_a_damaged_line_of_the_log_is_named(tmp_path, damage):
     write_log(tmp_path, [0])
-    with (tmp_path / "scales.jsonl").open("a") as file:
-        file.write(damage + "\n")
+    [record] = files.read_lines(tmp_path / "scales.jsonl")  # as an older version wrote it, without a checksum
+    (tmp_path / "scales.jsonl").write_text(f"{json.dumps(record)}\n{damage}\n")
     with pytest.raises(ValueError, match=r"scales.jsonl: line 2 is damaged"):
         read_scales(tmp_path)
 
@@ -323,8 +324,7 @@ def test_the_note_stands_where_that_is_so(learned):
 def test_the_command_says_why_so_much_is_flushed(run_dir, capsys):
     ranges = write_log(run_dir, [0])
     log = {"head.dy": ranges["head.dy"]._replace(rms=1.0, underflow=0.83)._asdict()}
-    with (run_dir / "scales.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 5, "tensors": log}) + "\n")
+    files.append(run_dir / "scales.jsonl", {"step": 5, "tensors": log}, owner=identity(run_dir))
     assert main([str(run_dir)]) == 0
     before, _, after = capsys.readouterr().out.partition("step 5\n")
     assert "probability" not in before

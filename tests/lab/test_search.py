@@ -1,5 +1,6 @@
 import json
 from math import inf, log2
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ TINY: dict[str, Any] = {"width": 16, "head_dim": 8, "layers": 1}
         ("fp8=none,fp8", "fp8", ["none", "fp8"]),
         ("fp8=none,fp8,head.dy=e4m3,fp8-iclr", "fp8", ["none", "fp8,head.dy=e4m3", "fp8-iclr"]),
         ("embedding-lr-rule=on,off", "embedding_lr_rule", [True, False]),
-        ("text=a.txt,b.txt", "text", [("a.txt",), ("b.txt",)]),
+        ("text=/a.txt,b.txt", "text", [("/a.txt",), (str(Path("b.txt").absolute()),)]),
     ],
 )
 def test_a_grid_is_what_it_says(text: str, name: str, values: list[Any]) -> None:

@@ -309,6 +309,21 @@ def test_only_whole_results_count(jobs: list[Job], tmp_path: Path, made: list[fl
     assert {row["id"] for row in read_table(tmp_path / "table.csv")} == {run_id(job) for job in jobs}
 
 
+def test_a_text_that_an_older_version_kept_as_it_was_typed_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[float]
+) -> None:
+    """The runs of a sweep that went on differed in --text, which transfer refuses."""
+    (tmp_path / "text.txt").write_text("the people " * 100)
+    monkeypatch.chdir(tmp_path)
+    texts = ("text.txt",), (str(tmp_path / "text.txt"),)
+    older, newer = ([Job(TrainConfig(**TINY, text=text, lr=lr)) for lr in (0.5, 1.0)] for text in texts)
+    sweep(older[:1], tmp_path / "out", workers=0)
+    sweep(newer, tmp_path / "out", workers=0)
+    assert made == [0.5, 1.0]
+    assert varying([record["config"] for record in load_results(tmp_path / "out").values()]) == ["lr"]
+    assert list(read_table(tmp_path / "out" / "table.csv")[0])[:2] == ["id", "lr"]
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"id": "other"}'])
 def test_a_damaged_result_is_named(content: str, jobs: list[Job], tmp_path: Path) -> None:
     sweep(jobs[:1], tmp_path, workers=0)
