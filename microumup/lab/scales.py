@@ -115,7 +115,9 @@ checkpoint."""
 
 def main(argv: list[str] | None = None) -> int:
     """The command `scales`."""
-    parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]")
+    parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]", examples=(
+        "  microumup scales --scheme mup                       a new model\n"
+        "  microumup train --log-scales 100 --out runs/mine && microumup scales runs/mine --plot a.png"))  # fmt: skip
     parser.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="a run (default: a new model)")
     cli.add_options(parser, TrainConfig)
     parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
