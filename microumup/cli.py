@@ -21,14 +21,15 @@ ELSEWHERE = {
     "--learning-rate": "--lr", "--eta": "--lr", "--epochs": "--steps", "--iters": "--steps", "--max-iters": "--steps",
     "--block-size": "--seq-len", "--context": "--seq-len", "--d-model": "--width", "--hidden-size": "--width",
     "--n-embd": "--width", "--depth": "--layers", "--n-layer": "--layers", "--data": "--text", "--dataset": "--text",
-    "--output": "--out", "--output-dir": "--out",
+    "--output": "--out", "--output-dir": "--out", "--gpu": "--device", "--cpu": "--device", "--model": "--scheme",
 }  # fmt: skip
 
 
 def perhaps(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` of what is known and looks most like the word; empty where nothing does."""
-    near = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    """`; did you mean …?` of what is known and begins with the word, or looks much like it; empty where none does."""
+    known = list(known)
+    near = [name for name in known if name.startswith(word)] or get_close_matches(word, known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near and word.strip("-") else ""
 
 
 class Parser(argparse.ArgumentParser):
