@@ -142,8 +142,8 @@ class RunDir:
         self._unsaved = True
 
     def save_if_due(self, state: Callable[[], Arrays], step: int, seconds: float) -> None:
-        """Write a checkpoint of the state after `step` updates, if it is time for one, the last, or asked to stop: then
-        raises KeyboardInterrupt after it."""
+        """Write a checkpoint of the state after `step` updates if one is due, at the last, and when asked to stop: this
+        ends in KeyboardInterrupt."""
         last, every, seconds_since = step == self.config.steps, self.command.save_every, monotonic() - self._saved
         due = seconds_since >= 60 * self.command.save_minutes or (every and step // every > self.step // every)
         if not (due or last or self.asked):

@@ -83,11 +83,11 @@ def main(argv: list[str] | None = None, tune: Tune = untuned) -> int:
 
 def _run(args: argparse.Namespace, device: str, say: Callable[..., None], tune: Tune) -> RunDir:
     """The run that was asked for, new or to be continued, with its corpus. Raises ValueError for what cannot be."""
-    given, record = cli.given(args, TrainConfig), dict[str, Any]()
-    command = cli.given(args, Command)
+    given, asked, record = cli.given(args, TrainConfig), cli.given(args, Command), dict[str, Any]()
+    command = Command(**asked)
     if args.resume:
         others = [name for name in ("preset", "out", "from_sweep") if getattr(args, name) is not None]
-        if words := ", ".join(map(option_name, [*given, *command, *others])):
+        if words := ", ".join(map(option_name, [*given, *asked, *others])):
             raise ValueError(f"--resume: takes its options from the run; leave out {words}")
         c = unfinished(args.resume)
     else:
@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, device: str, say: Callable[..., None], tune: 
         say(f"learning {c.vocab_size:,} tokens from the text, which takes a while; once, then they are cached")
     corpus = load_corpus(c.corpus, text=c.text, valid=c.valid, vocab_size=c.vocab_size, seq_len=c.seq_len)
     if not args.resume:
-        return RunDir.create(args.out, c, corpus, Command(**command), **record)
+        return RunDir.create(args.out, c, corpus, command, **record)
     run = RunDir.resume(args.resume, corpus)
     say(f"continuing at step {run.step:,} of {run.config.steps:,}")
     return run

@@ -71,6 +71,14 @@ def test_a_sealed_record_comes_back_and_no_other_does(record: dict[str, Any]) ->
         files.unsealed(files.to_json(files.sealed(record, "owner") | {"more": 1.5e-7}), "owner")
 
 
+def test_a_checksum_under_the_name_of_another_value_is_no_older_version_s() -> None:
+    """Its key written over by that of the loss, it was the loss, of a record that nobody checked."""
+    text = files.to_json(files.sealed({"loss": 1.5, "seed": 0}))
+    for name in ("loss", "valid", ""):
+        with pytest.raises(ValueError, match="checksum"):
+            files.unsealed(text.replace("crc32", name))
+
+
 def test_a_checksum_that_has_moved_elsewhere_is_no_older_version_s() -> None:
     """Two lines of a record swapped, that of the checksum with one of an object in it, were accepted unchecked."""
     moved = {"loss": 1.5, "config": {"width": 8, "crc32": "0123abcd"}, "seed": 0}
