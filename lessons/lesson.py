@@ -12,14 +12,35 @@ os.environ.setdefault(
 import ast
 import inspect
 import sys
+from importlib.util import find_spec
 from math import inf, isfinite, log2
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from microumup.lab import pictures
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = Path(sys.argv[0]) if Path(sys.argv[0]).stem[:2].isdigit() else None  # None in a notebook, a test, the book
+
+
+def ready() -> None:
+    """End a lesson before it begins, with a line, where it lacks a package or was given what is no option."""
+    for needed in ("microumup", "matplotlib"):
+        if find_spec(needed) is None:
+            mend = f"run .venv/bin/pip install -e '.[lessons]' in {ROOT}, and the lesson with .venv/bin/python"
+            _end(f"the lessons need {needed}, which {sys.executable} does not have; {mend}", 2)
+    words, usage = sys.argv[1:], f"usage: python lessons/{name()}.py [--guess NUMBER]"
+    if words and SCRIPT:
+        if words[0] in ("-h", "--help"):
+            _end(f"{usage}\n\nRuns the lesson, whose text is in the script, to be read along.", 0)
+        if words[0] != "--guess":
+            _end(f"{words[0]} is no option; {usage}", 2)
+    if SCRIPT:
+        print(f"Read lessons/{SCRIPT.name} along: the text is there, and this is what its code prints.")
+
+
+def _end(text: str, status: int) -> NoReturn:
+    print(text, file=sys.stderr if status else sys.stdout)
+    raise SystemExit(status)
 
 
 def name() -> str:
@@ -27,6 +48,10 @@ def name() -> str:
     paths = os.environ.get("LESSON_NAME", ""), sys.argv[0], os.environ.get("JPY_SESSION_NAME", "")
     return next((stem for stem in (Path(path).stem for path in paths) if stem[:2].isdigit()), "lesson")
 
+
+ready()
+
+from microumup.lab import pictures
 
 # ---- A prediction ----
 

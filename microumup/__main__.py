@@ -30,6 +30,9 @@ COMMANDS = {
 def dispatch() -> int:
     """Run the command that the first argument names, or list them all."""
     name, *rest = sys.argv[1:] or ["--help"]
+    if name == "help":
+        name, *rest = [*rest[:1], "--help"]
+    name = next((known for known in COMMANDS if known.replace("_", "-") == name.replace("_", "-")), name)
     if name in ("-h", "--help"):
         print(f"microumup {__version__}: u-µP, the paper as running code\n\nusage: microumup COMMAND [--help]\n")
         print("\n".join(f"  {command:<12}{line}" for command, (_, line) in COMMANDS.items()))
@@ -38,7 +41,8 @@ def dispatch() -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        print(f"microumup: there is no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        mend = cli.perhaps(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+        print(f"microumup: there is no command {name!r}{mend}", file=sys.stderr)
         return 2
     status: int = import_module(COMMANDS[name][0]).main(rest)
     return status

@@ -5,15 +5,31 @@ import io
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from microumup.files import to_json
 from microumup.limits import option_name
 from microumup.parametrization import ALIASES
+
+# What other programs call our options
+ELSEWHERE = {
+    "--learning-rate": "--lr", "--eta": "--lr", "--epochs": "--steps", "--iters": "--steps", "--max-iters": "--steps",
+    "--block-size": "--seq-len", "--context": "--seq-len", "--d-model": "--width", "--hidden-size": "--width",
+    "--n-embd": "--width", "--depth": "--layers", "--n-layer": "--layers", "--data": "--text", "--dataset": "--text",
+    "--output": "--out", "--output-dir": "--out", "--gpu": "--device", "--cpu": "--device", "--model": "--scheme",
+}  # fmt: skip
+
+
+def perhaps(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` of what is known and begins with the word, or looks much like it; empty where none does."""
+    known = list(known)
+    near = [name for name in known if name.startswith(word)] or get_close_matches(word, known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near and word.strip("-") else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"microumup {command}", usage=" ".join(f"microumup {command} {operands} [options]".split()),
             allow_abbrev=False,
             description=description, epilog=examples and f"examples:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )  # fmt: skip
         self.rare: dict[argparse.Action, str] = {}  # options that only --help-all explains, and its words
 
@@ -43,10 +59,27 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """argparse's; it takes the value of `--seed=--` for an empty list, which here is refused."""
-        for word in sys.argv[1:] if args is None else args:
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words:
             if word.startswith("--") and word.endswith("=--"):
                 self.error(f"{word.removesuffix('=--')}: -- is no value")
-        return super().parse_args(args, namespace)
+        found, strange = self.parse_known_args(words, namespace)
+        if strange:
+            self.error(f"unrecognized arguments: {' '.join(strange)}{self._mend(strange[0], words)}")
+        return found
+
+    def _mend(self, strange: str, words: list[str]) -> str:
+        """What may have been meant by a word that no option takes."""
+        options = self._option_string_actions
+        if strange.startswith("-"):
+            written = "--" + strange.lstrip("-").partition("=")[0].replace("_", "-")
+            meant = [ELSEWHERE[written]] if ELSEWHERE.get(written) in options else []
+            near = perhaps(meant[0] if meant else written, meant or (name for name in options if name[:2] == "--"))
+            return near or f"; see {self.prog} --help"
+        before = next((word for word in reversed(words[: words.index(strange)]) if word in options), "")
+        if not before or options[before].nargs is not None:
+            return f"; see {self.prog} --help"
+        return f"; {before} takes one word, {options[before].metavar or options[before].dest.upper()}"
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print it. argparse is silent about help that could not be written; here that is an error."""
@@ -58,11 +91,20 @@ class Parser(argparse.ArgumentParser):
         if message.endswith("expected one argument"):
             option = message.partition(":")[0].partition("/")[0]
             message += f"; if it begins with a -, write {option}=-…"
+        if message.startswith("the following arguments are required"):
+            message += f"; see {self.prog} --help"
         self.exit(2, f"{self.prog}: {message}\n")
 
     def complain(self, message: str) -> None:
         """Say on stderr, in a line, what went wrong."""
         print(f"{self.prog}: {message}", file=sys.stderr)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Breaks no line within mup-table2, which is one word."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class _HelpAll(argparse.Action):
@@ -102,7 +144,7 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write 1000") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write it in digits, as 1000") from None
 
 
 def few(text: str) -> int:

@@ -134,7 +134,11 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path, kind: type) -> Any:
     """The JSON in a file, a list or a dict. Raises ValueError, naming the file and the mend, for anything else."""
     try:
-        if not isinstance(content := json.loads(read_bytes(path)), kind):
+        text = read_bytes(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); see that it is there, and readable") from None
+    try:
+        if not isinstance(content := json.loads(text), kind):
             raise ValueError(f"it is no {kind.__name__}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({one_line(error)}); restore it, or delete it") from None

@@ -56,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         "  microumup data prepare sotu --vocab-size 1000            the shipped text, in 1,000 tokens\n"
         "  microumup data prepare --text a.txt --vocab-size 4000    a text of your own",
     )
-    parser.add_argument("action", choices=("prepare",), help="the one thing that is done to data")
-    parser.add_argument("corpus", nargs="?", choices=(PREPARED, "sotu"), help="the text, if it is not in a --text")
+    parser.add_argument("action", choices=("prepare",), metavar="prepare", help="the one thing that is done to data")
+    shipped, named = (PREPARED, "sotu"), f"{{{PREPARED},sotu}}"  # the name, or an error would speak of a "corpus"
+    words = "the text, if it is not in a --text"
+    parser.add_argument("corpus", nargs="?", choices=shipped, metavar=named, help=words)
     parser.add_argument("--text", nargs="+", default=[], type=Path, metavar="FILE", help="your own UTF-8 text files")
     vocabulary = f"tokens of the BPE; {BYTES} are bytes (default: {PREPARED_VOCABULARY} for {PREPARED})"
     parser.add_argument("--vocab-size", type=cli.whole, metavar="N", help=vocabulary)

@@ -187,7 +187,9 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, Record]:
     """
     path = run_dir / "config.json"
     if not path.exists():
-        raise ValueError(f"{run_dir} holds no run, there is no config.json in it")
+        inside = sorted(found.parent for found in run_dir.glob("*/config.json"))
+        mend = f"; name one of those in it, as {inside[-1]}" if inside else ""
+        raise ValueError(f"{run_dir} holds no run, there is no config.json in it{mend}")
     try:
         options = files.read_record(path)
         id, record = files.sealed(options)["crc32"], dict(options.pop("run", {}))

@@ -78,6 +78,45 @@ def test_tied_embeddings_are_no_option(refused: Refused) -> None:
     assert "unrecognized arguments: --tied-embeddings" in refused(main, ["--tied-embeddings"])
 
 
+@pytest.mark.parametrize(
+    ("name", "argv", "mend"),
+    [
+        ("train", "--widht 64", "--widht 64; did you mean --width?"),
+        ("train", "--batch=32", "--batch=32; did you mean --batch-size?"),
+        ("train", "-steps 10", "-steps 10; did you mean --steps?"),
+        ("train", "--seq_len 32", "--seq_len 32; did you mean --seq-len?"),
+        ("train", "--learning-rate 1", "--learning-rate 1; did you mean --lr?"),
+        ("train", "--epochs 3", "--epochs 3; did you mean --steps?"),
+        ("train", "--gpu", "--gpu; did you mean --device?"),
+        ("train", "--vocab 300", "--vocab 300; did you mean --vocab-size?"),
+        ("train", "--verbose", "--verbose; see microumup train --help"),  # --rope-base looks a little like it
+        ("train", "-", "-; see microumup train --help"),
+        ("train", "-- x", "x; see microumup train --help"),
+        ("curve", "runs --epochs 3", "--epochs 3; see microumup curve --help"),
+        ("train", "10", "10; see microumup train --help"),
+        ("train", "--quiet 10", "10; see microumup train --help"),
+        ("sweep", "--out runs --grid lr 1,2", "1,2; --grid takes one word, OPTION=VALUES"),
+        ("coordcheck", "--widths 64 128", "128; --widths takes one word, N,N,…"),
+        ("generate", "", "are required: RUN_DIR; see microumup generate --help"),
+        ("vectors", "", "are required: {write,check}, DIR; see microumup vectors --help"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_told_its_mend(name: str, argv: str, mend: str, refused: Refused) -> None:
+    assert refused(import_module(COMMANDS[name][0]).main, argv.split()).endswith(f"{mend}\n")
+
+
+def test_what_other_programs_call_an_option_is_none_of_ours() -> None:
+    assert not {*cli.ELSEWHERE} & {option_name(field.name) for field in fields(TrainConfig)}
+    assert {*cli.ELSEWHERE.values()} <= USUAL | {"--seq-len"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_and_breaks_no_word(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(name, capsys)
+    assert f"  microumup {name}" in text.partition("\nexamples:\n")[2]
+    assert not re.search(r"\w-$", text, re.MULTILINE)
+
+
 def test_a_shared_option_is_declared_in_one_place() -> None:
     elsewhere = []
     for path in sorted(PACKAGE.rglob("*.py")):

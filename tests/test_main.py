@@ -24,7 +24,15 @@ def test_an_unknown_command_is_named_in_one_line() -> None:
     done = microumup("trian")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"microumup: there is no command 'trian'; choose from {', '.join(COMMANDS)}\n"
+    assert done.stderr == "microumup: there is no command 'trian'; did you mean train?\n"
+    assert microumup("xyz").stderr == f"microumup: there is no command 'xyz'; choose from {', '.join(COMMANDS)}\n"
+
+
+@pytest.mark.parametrize("argv", [["help"], ["help", "curve"], ["fp8_gap", "--help"], ["fit-scale", "--help"]])
+def test_help_is_found_where_it_is_looked_for(argv: list[str]) -> None:
+    done = microumup(*argv)
+    assert done.returncode == 0
+    assert done.stdout.startswith({"help": "microumup 0"}.get(argv[-1], "usage: microumup "))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -343,7 +343,7 @@ def test_a_missing_extra_is_a_hint(hub: Hub, module: str, monkeypatch: pytest.Mo
         (["prepare", "wikitext-103", "--vocab-size", "255"], "--vocab-size 255: take 256 for bytes, or up to 65536"),
         (["prepare", "wikitext-103", "--vocab-size", "65537"], "--vocab-size 65537: take 256"),
         (["prepare", "--text", "/no/such.txt", "--vocab-size", "300"], "--text /no/such.txt: cannot be read"),
-        (["prepare", "c4"], "corpus: invalid choice: 'c4'"),
+        (["prepare", "c4"], "{wikitext-103,sotu}: invalid choice: 'c4'"),
     ],
 )
 def test_bad_arguments_are_a_line(argv: list[str], says: str, refused: Refused) -> None:

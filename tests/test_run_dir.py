@@ -74,7 +74,13 @@ def test_a_config_that_is_none_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no run, there is no config.json in it"):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no run, there is no config.json in it$"):
+        load_config(tmp_path)
+
+
+def test_where_runs_lie_one_of_them_is_named(tmp_path: Path, corpus: Corpus) -> None:
+    made(tmp_path / "mine", CONFIG, corpus)
+    with pytest.raises(ValueError, match=f"in it; name one of those in it, as {tmp_path / 'mine'}$"):
         load_config(tmp_path)
 
 

@@ -77,7 +77,7 @@ def keywords(settings: Settings, function: Callable[..., Any], arrays: int) -> S
     parameters = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     for p in parameters:
         if p.default is p.empty and p.name not in settings:
-            raise ValueError(f"{p.name} is none of the settings: {', '.join(settings)}")
+            raise ValueError(f"{p.name}: no setting has this name; there are {', '.join(settings)}")
     found = {p.name: settings[p.name] for p in parameters if p.name in settings}
     for name in {"scale", "loss_scale"} & set(found):
         found[name] = (ResidualScale if "a" in found[name] else Scale)(**found[name])

@@ -39,7 +39,10 @@ class Symptom(NamedTuple):
 
 def read_groups(path: Path) -> dict[str, Any]:
     """The groups of a file. Raises ValueError, in one line, for what is no such file."""
-    found = read_json(path, dict)
+    try:
+        found = read_json(path, dict)
+    except ValueError as error:
+        raise ValueError(f"--against: {error}") from None
     groups = found.get("groups")
     if not isinstance(groups, list) or not 0 < len(groups) <= MOST_GROUPS:
         raise ValueError(f"--against: {path} has no list of groups; reference.groups_of writes one")
@@ -80,7 +83,7 @@ def examine(config: TrainConfig, file: dict[str, Any]) -> list[Symptom]:
     groups = [g for g in file["groups"] if len(g["shape"]) == 2]
     eta = file.get("eta", config.eta)
     if groups and not any(kind_of(g) == "output" for g in groups):
-        rule = "there is no output weight: tied to the embedding, one of them breaks Table 1, where their types differ"
+        rule = "there is no output weight: add the head's; one tied to the embedding breaks Table 1, where they differ"
         found.append(Symptom("(all)", "type", 1.0, 0.0, rule))
     rates = [g["lr"] / (eta * expected(config, g)[0].C) for g in groups if g.get("lr") is not None]
     alike = len(rates) > 1 and all(r > 0 and isclose(r, rates[0], rel_tol=EXACT) for r in rates)

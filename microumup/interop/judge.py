@@ -41,6 +41,9 @@ TOLERANCES = {
 }  # fmt: skip
 
 
+MISSING = "missing"  # the problem of an output that nobody wrote
+
+
 class Finding(NamedTuple):
     """A line of the table: one output of one case."""
 
@@ -94,7 +97,7 @@ def judge(case: Case, received: Arrays, outputs: Sequence[str] = (), *, any_floa
         e, problem = true[name], ""
         r = received.get(name)
         if r is None:
-            problem = f"missing; expected {e.dtype} {e.shape}"
+            problem = f"{MISSING}; expected {e.dtype} {e.shape}"
         elif r.shape != e.shape:
             problem = f"shape {r.shape}, expected {e.shape}"
         elif r.dtype != e.dtype and not (any_float and r.dtype in (np.float32, np.float64)):
@@ -159,12 +162,17 @@ def table(findings: Sequence[Finding]) -> str:
         worst = max((f.error for f in of_op if np.isfinite(f.error)), default=0.0)
         right = f"{len(of_op)} right, the worst at {worst:.2g} of its tolerance"
         lines.append(f"{op:22}{cases:3} cases  {f'{len(bad)} of {len(of_op)} WRONG' if bad else right}")
-        lines += [f"    {line(f)}" for f in bad[:12]]
-        if len(bad) > 12:
-            lines.append(f"    and {len(bad) - 12} more")
+        missing = [f for f in bad if f.problem.startswith(MISSING)]
+        there = [f for f in bad if not f.problem.startswith(MISSING)]
+        lines += [f"    {line(f)}" for f in there[:12]]
+        if len(there) > 12:
+            lines.append(f"    and {len(there) - 12} more")
+        lines += [f"    {line(f)}" for f in missing[:3]]
+        if len(missing) > 3:
+            lines.append(f"    and {len(missing) - 3} more are missing")
         likely = verdicts(bad)
         lines += [f"    likely cause: {words} ({count} of {len(bad)} failures)" for words, count in likely[:3]]
-        if bad and not likely:
+        if there and not likely:
             lines.append("    likely cause: none of those known; compare with the pair in ops.py, line by line")
     passed = sum(f.passed for f in findings)
     return "\n".join([*lines, f"{passed} of {len(findings)} outputs are right"])

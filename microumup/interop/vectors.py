@@ -226,7 +226,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser("vectors", __doc__ or "", operands="{write,check} DIR", examples=(
         "  microumup vectors write vectors\n"
         "  microumup vectors check vectors --only 'linear*' 'readout*' --scheme umup"))  # fmt: skip
-    parser.add_argument("action", choices=("write", "check"), help="make vectors, or check a program's outputs")
+    parser.add_argument(
+        "action", choices=("write", "check"), metavar="{write,check}", help="make vectors, or check a program's outputs"
+    )
     parser.add_argument("directory", metavar="DIR", type=Path, help="of index.json")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="check these cases alone, as linear*")
     parser.add_argument("--scheme", choices=SCHEMES, default="", help="check the cases of this scheme alone")
@@ -236,13 +238,14 @@ def main(argv: list[str] | None = None) -> int:
     with cli.bad_input(parser):
         if args.action == "write":
             cases = write(args.directory)
-            say(f"{len(cases)} cases in {args.directory}; put outputs beside inputs, then: microumup vectors check")
+            following = f"microumup vectors check {args.directory}"
+            say(f"{len(cases)} cases in {args.directory}; put outputs beside inputs, then: {following}")
             return 0
         findings = check(args.directory, args.only, args.scheme)
     say(table(findings))
     failed = [f for f in findings if not f.passed]
     if failed:
-        print(f"microumup vectors: {len(failed)} of {len(findings)} outputs are wrong", file=sys.stderr)
+        print(f"microumup vectors: {len(failed)} of {len(findings)} outputs are wrong or missing", file=sys.stderr)
     if args.json:
         rows = [{"case": f.case.name, "output": f.output, "passed": f.passed, "problem": f.problem,
                  "error": f.error, "causes": f.causes} for f in findings]  # fmt: skip

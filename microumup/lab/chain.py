@@ -243,7 +243,7 @@ def _batches(config: ModelConfig, count: int, seed: int) -> Array:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `chain`: 0 when every step does what its row says, 1 when one does not, 2 on a bad argument."""
-    parser = Parser("chain", __doc__ or "")
+    parser = Parser("chain", __doc__ or "", examples="  microumup chain\n  microumup chain --width 64 --layers 4")
     words = {f.name: f.metadata["help"] for f in fields(ModelConfig) if f.name in SIZES}
     for name, text in (words | {"steps": "updates before the move, and again after it"}).items():
         parser.add_argument(option_name(name), type=few, metavar="N", help=f"{text} (default: %(default)s)")

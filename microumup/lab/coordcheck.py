@@ -40,7 +40,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import isfinite, sqrt
+from math import isfinite, isnan, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -253,6 +253,8 @@ def reading(report: Report) -> str:
     alike = [row for row, cause in zip(failed, causes, strict=True) if cause == causes[0]]
     lr, models = "high" if verdict == "too large" else "low", "wide" if axis == "width" else "deep"
     consequence = f" One learning rate for all is too {lr} for {models} models." if measure != "init" else ""
+    if len(sizes) < 3 or isnan(failed[0].interval):
+        consequence += f" But one seed, or two {axis}s, are noisy: look again with --seeds 3 and a third {axis}."
     return (
         f"FAIL: {len(failed)} of {count} slopes are not as they should be. Look first at {rule}: "
         f"{MEASURES[measure][1]} of {', '.join(row.tensor for row in alike)} goes as "

@@ -102,7 +102,9 @@ def table(curves: list[Curve]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command `curve`."""
     description = "Loss along training of one run or several, and what counting bytes would know."
-    parser = cli.Parser("curve", description, operands="RUN_DIR …")
+    parser = cli.Parser("curve", description, operands="RUN_DIR …", examples=(
+        "  microumup curve runs/mine                            a table\n"
+        "  microumup curve runs/mine runs/other --plot two.png  both in one picture"))  # fmt: skip
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs that train wrote")
     cli.shared(
         parser,
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         if curve.held_out:
             say(f"{curve.label}, held out: " + ", ".join(f"{loss:.3f} at {step}" for step, loss in curve.held_out))
     for order, entropy in enumerate(entropies):
-        say(f"entropy of a byte given the {order} before it: {entropy:.3f}")
+        say(f"{_given(order)}: {entropy:.3f}")
     if not entropies:
         say("no entropies beside them: they are known where all runs are on the corpus sotu, in bytes")
     points = {curve.label: curve.losses.tolist() for curve in curves}
@@ -144,6 +146,12 @@ def _entropies(configs: list[Config]) -> list[float]:
     return conditional_entropies(np.concatenate((corpus.train, corpus.valid)), 4)
 
 
+def _given(order: int) -> str:
+    """What `order` bytes of context are worth, in words."""
+    words = {0: "by itself", 1: "given the one before it"}
+    return f"entropy of a byte {words.get(order, f'given the {order} before it')}"
+
+
 def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) -> None:
     """Draw smoothed loss, in nats per `unit`, against step. Raises ValueError without matplotlib."""
     figure = pic.new_figure(8, 4.5)
@@ -155,9 +163,8 @@ def plot(path: Path, curves: list[Curve], entropies: list[float], *, unit: str) 
             ax.plot(*zip(*held_out, strict=True), "o", color=colour, markersize=4, label=f"{label}, held out")
     for order, entropy in enumerate(entropies[1:], start=1):
         ax.axhline(entropy, color="dimgray", linewidth=1, linestyle=(0, (1 + 2 * order, 2)), zorder=0)
-        text = f"entropy of a byte given the {order} before it".replace("the 1 before", "the one before")
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
-        ax.annotate(text, (0.995, entropy), **place, ha="right", va="top", color="dimgray")
+        ax.annotate(_given(order), (0.995, entropy), **place, ha="right", va="top", color="dimgray")
     bottom = min([*entropies, *(float(curve.losses.min()) for curve in curves)]) - 0.2  # room for the lowest's words
     ax.set(xlabel="step", ylabel=f"training loss (nats per {unit})", ylim=(bottom, None))
     ax.spines[["top", "right"]].set_visible(False)

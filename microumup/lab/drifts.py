@@ -89,8 +89,11 @@ def along(axis: str, start: int, end: int, line: str, drifts: Drifts) -> tuple[M
     further = axis == "width" and line != SP
     for size, whose in ((start, f"the sweep's {axis} {start}"), (end, f"{option_name(axis)} {end}")):
         if not found.smallest <= size <= found.tested * (1 + further):
-            tested = f"measured from {found.smallest} to {found.tested}{', and carried an octave more' * further}"
-            raise NoEvidence(f"{whose}: the drift of {line} is {tested}; sweep {axis} {end} itself")
+            tested, option = f"measured from {found.smallest} to {found.tested}", option_name(axis)
+            tested += f", and carried to {2 * found.tested}" * further
+            raise NoEvidence(
+                f"{whose}: the drift of {line} over {option} is {tested}; stay there, or sweep {option} {end}"
+            )
     octaves = log2(end / start)
     ends = sorted((octaves * found.low, octaves * found.high))
     moved = Estimate(octaves * found.value if found.low * found.high > 0 else 0.0, *ends)

@@ -201,7 +201,9 @@ memory         {t.memory_bytes / 1e6:,.1f} MB of float32 weights and optimizer s
 
 def main(argv: list[str] | None = None) -> int:
     """The command `explain`: 0, but 1 when groups held --against it differ, and 2 on a bad argument."""
-    parser = cli.Parser("explain", __doc__ or "")
+    parser = cli.Parser("explain", __doc__ or "", examples=(
+        "  microumup explain --scheme mup --base-width 64         of another scheme\n"
+        "  microumup explain --layers 4 --against groups.json     is your optimizer set up so?"))  # fmt: skip
     cli.add_options(parser, TrainConfig)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes, as of train (default: tiny)")
     parser.add_argument("--against", type=Path, metavar="FILE", help="hold the parameter groups in a JSON file against "

@@ -23,7 +23,7 @@ STORE = Path("runs") / "figures"  # that of the command figures: what one has ru
 def main(argv: list[str] | None = None) -> int:
     """The command `fp8-gap`."""
     ends = f"Ends with 0 when u-µP's gap is at most {ALLOWED} nats and µP's at least {RUINED:g} for every seed, else 1."
-    parser = cli.Parser("fp8-gap", f"{__doc__}\n{ends}")
+    parser = cli.Parser("fp8-gap", f"{__doc__}\n{ends}", examples="  microumup fp8-gap --seeds 1    in half a minute")
     cli.shared(parser, "workers", "quiet", seeds="seeds 0 … N - 1", json="passed, gaps, flushed, runs")
     args = parser.parse_args(argv)
     say = cli.say(args.quiet)

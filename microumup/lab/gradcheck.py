@@ -212,7 +212,9 @@ def check_ops(seed: int = 0) -> list[Result]:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m microumup gradcheck`: 0 when every check holds, 1 when one does not, 2 on a bad argument."""
-    parser = Parser("gradcheck", __doc__ or "")
+    parser = Parser("gradcheck", __doc__ or "", examples=(
+        "  microumup gradcheck                            all of it, in seconds\n"
+        "  microumup gradcheck --scheme umup --verbose    a line for every check"))  # fmt: skip
     parser.add_argument("--scheme", nargs="+", metavar="NAME", default=list(SCHEMES),
                         help=f"the models of part 3 (default: {' '.join(SCHEMES)})")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="print a line for every check")

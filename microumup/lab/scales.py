@@ -115,7 +115,9 @@ checkpoint."""
 
 def main(argv: list[str] | None = None) -> int:
     """The command `scales`."""
-    parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]")
+    parser = cli.Parser("scales", DESCRIPTION, operands="[RUN_DIR]", examples=(
+        "  microumup scales --scheme mup                       a new model\n"
+        "  microumup train --log-scales 100 --out runs/mine && microumup scales runs/mine --plot a.png"))  # fmt: skip
     parser.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="a run (default: a new model)")
     cli.add_options(parser, TrainConfig)
     parser.add_argument("--preset", choices=PRESETS, help="of the new model (default: tiny)")
@@ -130,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{fmt.name}: " + ", ".join(f"{name} {_power(limit)}" for name, limit in limits(fmt).items()))
     say("drawn at the right: o RMS, x absmax; [ min subnormal, : min normal, ] max of the format")
     for step, ranges in shown.items():
-        say(f"\nstep {step}\n{table(ranges, expected)}{note(ranges)}")
+        say(f"\nstep {step}\n{table(ranges, expected)}\n{verdict(ranges)}{note(ranges)}")
     if args.plot:
         with cli.bad_input(parser):
             rms = {step: {name: r.rms for name, r in ranges.items()} for step, ranges in logged.items()}
@@ -191,6 +193,19 @@ def _share(x: float) -> str:
     if 0 < x < 5e-5:
         return "<0.01 %"
     return ">99.99 %" if 1 - 5e-5 < x < 1 else f"{100 * x:.2f} %"
+
+
+def verdict(ranges: Ranges) -> str:
+    """A line: how many RMS lie between the least and the largest number of their format, and what lies where else."""
+    inside, outside = 0, Counter[str]()
+    for name, r in ranges.items():
+        least, most = (FORMATS[r.format].min_subnormal, FORMATS[r.format].max) if r.format in FORMATS else (0.0, inf)
+        if least <= r.rms <= most:
+            inside += 1
+        else:
+            outside[f"{'below' if r.rms < least else 'above'} it {name.rpartition('.')[2]} of"] += 1
+    others = "".join(f"; {where} {count} linear{'s' * (count > 1)}" for where, count in outside.items())
+    return f"{inside} of {len(ranges)} RMS lie in the range of their format{others}"
 
 
 def note(ranges: Ranges) -> str:

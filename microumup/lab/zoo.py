@@ -183,7 +183,10 @@ def table(findings: Findings) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `zoo`: 0 when the checks catch what they should and no more, 1 when not, 2 on a bad argument."""
-    parser = cli.Parser("zoo", __doc__ or "", operands="[NAME …]")
+    parser = cli.Parser("zoo", __doc__ or "", operands="[NAME …]", examples=(
+        "  microumup zoo                                      all mistakes, in half a minute\n"
+        "  microumup zoo --list                               what they are called\n"
+        "  microumup zoo hidden-lr-1 rope-sign --checks all   two of them, in every way"))  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help="mistakes (default: all)")
     parser.add_argument("--list", action="store_true", help="print what there is, and check nothing")
     parser.add_argument("--checks", default=",".join(CHECKS), metavar="NAME,…", help="gradcheck, scale, coord, "

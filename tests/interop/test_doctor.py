@@ -61,7 +61,7 @@ SHOWN = {  # the mistakes of the zoo that a file of groups can show, and the wor
     ],
     "readout-1": ["output multiplier is 1: 1/fan_in is missing"],
     "readout-sqrt": ["output multiplier is fan_in^-1/2, not 1/fan_in"],
-    "tied-embeddings": ["there is no output weight: tied to the embedding"],
+    "tied-embeddings": ["there is no output weight: add the head's; one tied to the embedding"],
     "coupled-decay": ["decay is multiplied by LR"],
 }
 
@@ -217,6 +217,7 @@ def test_a_file_that_is_none_is_a_line(tmp_path: Path, refused: Refused, file: o
 
 
 def test_no_file_and_no_json_are_lines(tmp_path: Path, refused: Refused) -> None:
-    assert "damaged (No such file" in refused(main, ["--against", str(tmp_path / "nowhere")])
+    missing = tmp_path / "nowhere"
+    assert f"--against: {missing}: cannot be read (No such file" in refused(main, ["--against", str(missing)])
     (tmp_path / "groups.json").write_text("{")
     assert "is damaged (Expecting" in refused(main, ["--against", str(tmp_path / "groups.json")])

@@ -232,7 +232,20 @@ def test_an_output_that_is_not_right_is_a_line(answered: Path, capsys, key: str,
     assert len(lines) == 1
     assert key.replace("/", " ") in lines[0]
     assert line in lines[0]
-    assert error == "microumup vectors: 1 of 18 outputs are wrong\n"
+    assert error == "microumup vectors: 1 of 18 outputs are wrong or missing\n"
+
+
+def test_what_nobody_wrote_yet_has_no_cause_and_no_long_list(answered: Path, capsys) -> None:
+    """Who ports one op reads of the 700 outputs of the others in a few lines."""
+    (answered / "outputs" / "attention.safetensors").unlink()
+    assert main(["check", str(answered)]) == 1
+    text = capsys.readouterr().out
+    part = text[text.index("attention  ") :].splitlines()[1:]
+    there = [line for line in part if line.startswith("    attention.")]
+    assert len(there) == 3
+    assert all("missing; expected" in line for line in there)
+    assert part[3].endswith(" more are missing")
+    assert "likely cause" not in text
 
 
 def test_a_failure_names_argument_index_expected_received_and_cause(answered: Path, capsys) -> None:

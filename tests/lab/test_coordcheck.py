@@ -108,14 +108,24 @@ def test_a_hidden_learning_rate_of_1_shows_in_the_effect_of_hidden_weights(plant
     assert words.startswith(f"FAIL: {len(found)} of 42 slopes")
     assert "C, the learning rate factor, of the hidden weights" in words
     assert "effect of the updates of q, k, v, o, up, gate, down goes as width^0.3" in words
-    assert words.endswith("width^0 is right. One learning rate for all is too high for wide models.")
+    assert "width^0 is right. One learning rate for all is too high for wide models." in words
 
 
 def test_a_hidden_learning_rate_of_1_over_fan_in_is_too_small(plant):
     plant(hidden=SCHEMES["umup"].hidden._replace(C=lambda s: 1 / s.fan_in))
     report = check()
     assert {("effect", name): "too small" for name in HIDDEN}.items() <= failures(report).items()
-    assert reading(report).endswith("too low for wide models.")
+    assert "too low for wide models." in reading(report)
+
+
+def test_who_reads_fail_of_few_models_is_told_that_it_may_be_chance(plant):
+    """umup itself fails over depths 2 and 4 with one seed."""
+    plant(hidden=SCHEMES["umup"].hidden._replace(C=lambda s: 1 / s.fan_in))
+    one_seed = check()
+    seeds = one_seed._replace(rows=[row._replace(interval=0.1) for row in one_seed.rows])
+    assert reading(seeds).endswith("too low for wide models.")
+    for few in (one_seed, seeds._replace(sizes=seeds.sizes[:2])):
+        assert reading(few).endswith("are noisy: look again with --seeds 3 and a third width.")
 
 
 def test_an_embedding_learning_rate_of_1_shows_in_its_effect_alone(plant):

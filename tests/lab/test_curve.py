@@ -154,7 +154,9 @@ def test_the_shipped_corpus_has_its_entropies_beside(run_dir: Path, capsys: pyte
     config = json.loads((run_dir / "config.json").read_text()) | {"corpus": "sotu", "seq_len": 64}
     (run_dir / "config.json").write_text(json.dumps(config))
     assert main([str(run_dir)]) == 0
-    assert "given the 2 before it: 1.851" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    for words in ("by itself: 3.011", "given the one before it: 2.364", "given the 2 before it: 1.851"):
+        assert f"\nentropy of a byte {words}\n" in text
 
 
 @pytest.mark.parametrize(

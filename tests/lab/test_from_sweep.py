@@ -46,7 +46,7 @@ def test_eta_and_its_origin_stand_in_the_config(argv: list[str], tmp_path: Path)
     ("more", "reason"),
     [
         (["--lr=1"], "--lr: --from-sweep finds it; leave out the one or the other"),
-        (["--width=1024"], "--from-sweep: --width 1024: the drift of umup is measured from 32 to 256"),
+        (["--width=1024"], "--from-sweep: --width 1024: the drift of umup over --width is measured from 32 to 256"),
         (["--seq-len=16"], "--from-sweep: --seq-len is 16, in the sweep 8; give the sweep's options: microumup train "),
         (["--resume=run"], "--resume: takes its options from the run; leave out"),
     ],

@@ -321,6 +321,15 @@ def test_the_note_stands_where_that_is_so(learned):
     assert note({"layer0.q.dy": r}) == ""
 
 
+def test_the_verdict_counts_what_lies_out_of_range():
+    r = Range("e4m3", 8, rms=1.0, absmax=2.0, underflow=0.0, saturated=0.0)
+    ranges = {"layer0.q.x": r, "layer0.q.w": r._replace(rms=2.0**9), "layer0.q.dy": r._replace(rms=2.0**-10)}
+    ranges |= {"head.dy": r._replace(rms=2.0**-12), "head.x": r._replace(format="none", rms=1e9)}
+    assert scales.verdict({"layer0.q.x": r}) == "1 of 1 RMS lie in the range of their format"
+    words = "2 of 5 RMS lie in the range of their format; above it w of 1 linear; below it dy of 2 linears"
+    assert scales.verdict(ranges) == words
+
+
 def test_the_command_says_why_so_much_is_flushed(run_dir, capsys):
     ranges = write_log(run_dir, [0])
     log = {"head.dy": ranges["head.dy"]._replace(rms=1.0, underflow=0.83)._asdict()}

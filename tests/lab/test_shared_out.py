@@ -46,7 +46,7 @@ WRONG = {
     "2": "--devices: there is no GPU 2; CuPy finds 2 of them, 0 to 1",
     "0,0": "--devices: 0,0: numbers from 0 on, each of them once; write 0,1,2",
     "-1,0": "--devices: -1,0: numbers from 0 on, each of them once; write 0,1,2",
-    "one": "--devices: 'one' is not a whole number; write 1000",
+    "one": "--devices: 'one' is not a whole number; write it in digits, as 1000",
     "0 --cluster=tcp://nowhere:1": "--devices: is for this machine; start each worker of --cluster with its "
     "CUDA_VISIBLE_DEVICES",
 }

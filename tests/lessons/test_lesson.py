@@ -38,6 +38,38 @@ def test_its_name_is_the_book_s_or_the_script_s_or_jupyter_s(lesson: ModuleType,
     assert lesson.name() == "06_parametrizations"
 
 
+@pytest.mark.parametrize("needed", ["microumup", "matplotlib"])
+def test_a_package_that_is_missing_is_a_line_before_anything_runs(
+    lesson: ModuleType, monkeypatch: Run, capsys: pytest.CaptureFixture, needed: str
+) -> None:
+    monkeypatch.setattr(lesson, "find_spec", lambda name: None if name == needed else object())
+    with pytest.raises(SystemExit, match="2"):
+        lesson.ready()
+    error = capsys.readouterr().err
+    assert error.startswith(f"the lessons need {needed}, which ")
+    assert "pip install -e '.[lessons]'" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["--help"], 0, "usage: python lessons/05_residual.py [--guess NUMBER]\n"),
+        (["--gues", "3"], 2, "--gues is no option; usage: python"),
+        (["--guess=3"], 2, "--guess=3 is no option; usage: python"),
+    ],
+)
+def test_what_is_no_option_of_a_lesson_is_not_passed_over(
+    lesson: ModuleType, monkeypatch: Run, capsys: pytest.CaptureFixture, words: list[str], status: int, says: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lessons/05_residual.py", *words])
+    monkeypatch.setattr(lesson, "SCRIPT", Path("lessons/05_residual.py"))
+    with pytest.raises(SystemExit, match=str(status)):
+        lesson.ready()
+    printed = capsys.readouterr()
+    assert says in (printed.err if status else printed.out)
+
+
 def test_without_a_terminal_there_is_none(lesson: ModuleType, monkeypatch: Run, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(sys, "argv", ["05_residual.py"])
     monkeypatch.setattr("sys.stdin", None)

@@ -117,4 +117,5 @@ def test_as_a_command_it_goes_on_without_a_prediction(tmp_path: Path) -> None:
         capture_output=True, env={**os.environ, "PYTHONPATH": path, "LESSON_RUNS": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Read lessons/01_tape.py along: ")
     assert "No prediction; make one with: python lessons/01_tape.py --guess NUMBER" in done.stdout
