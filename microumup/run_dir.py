@@ -67,8 +67,7 @@ class RunDir:
             name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.scheme}-w{config.width}"
             out = files.new_directory(Path("runs") / name)
         known = {"texts": [source._asdict() for source in corpus.sources], "tokenizer": corpus.tokenizer.sha256}
-        record = {"version": __version__, **asdict(command), **known, **more}
-        return cls(out, config, corpus, command, record)
+        return cls(out, config, corpus, command, {"version": __version__, **asdict(command), **known, **more})
 
     @classmethod
     def resume(cls, path: Path, corpus: Corpus) -> "RunDir":
@@ -187,9 +186,8 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Command, Record]:
     """
     path = run_dir / "config.json"
     if not path.exists():
-        inside = sorted(found.parent for found in run_dir.glob("*/config.json"))
-        mend = f"; name one of those in it, as {inside[-1]}" if inside else ""
-        raise ValueError(f"{run_dir} holds no run, there is no config.json in it{mend}")
+        inside = [f"; name one of those in it, as {found.parent}" for found in sorted(run_dir.glob("*/config.json"))]
+        raise ValueError(f"{run_dir} holds no run, there is no config.json in it{''.join(inside[-1:])}")
     try:
         options = files.read_record(path)
         id, record = files.sealed(options)["crc32"], dict(options.pop("run", {}))

@@ -156,7 +156,8 @@ def connect(address: str) -> Iterator[Any]:
         distributed = import_module("distributed")
     except ImportError:
         raise ValueError(f"--cluster: needs dask, {install_hint('cluster')}; or leave it out") from None
-    for name in ("distributed", "distributed.client"):  # it logs tracebacks of a scheduler that goes, and we say so
+    # it and what it is made of log tracebacks of a scheduler that goes, and we say so
+    for name in ("distributed", "distributed.client", "asyncio", "concurrent.futures", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=10, set_as_default=False)
