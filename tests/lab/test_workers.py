@@ -12,12 +12,18 @@ JOBS = """
 import sys
 from functools import partial
 from time import sleep
+from pathlib import Path
 from microumup.lab.workers import new_seats, run_all
+
+def wait(name):
+    Path(name).touch()
+    sleep(60)
+
 if __name__ == "__main__":
     if sys.argv[1] == "run_all":
-        run_all(sleep, [60, 60], 2)
+        run_all(wait, ["begun 0", "begun 1"], 2)
     else:
-        futures = [seat.submit(sleep, 60) for seat in new_seats(2, 2)]
+        futures = [seat.submit(wait, f"begun {i}") for i, seat in enumerate(new_seats(2, 2))]
         [future.result() for future in futures]
 """
 
@@ -48,11 +54,12 @@ def test_processes_end_with_a_parent_that_is_killed(way: str, tmp_path: Path) ->
     """Those of coordcheck, zoo and bench went on for ever: only sweep's followed their parent."""
     script = tmp_path / "jobs.py"
     script.write_text(JOBS)
-    parent = subprocess.Popen([sys.executable, str(script), way], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(script), way], env=environment, cwd=tmp_path)
     try:
-        assert wait_for(lambda: len(children(parent.pid)) == 2)
-        mine = children(parent.pid)
-        time.sleep(3)  # until they have begun: what is killed while it starts ends by itself
+        # what is killed while it starts ends by itself
+        assert wait_for(lambda: len([*tmp_path.glob("begun *")]) == 2)
+        assert len(mine := children(parent.pid)) == 2
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
