@@ -136,7 +136,7 @@ for scheme, names in OWN.items():
     lesson.claim(f"{scheme}: combined minus the best line", combined - min(each), 0, within=0.08, relative=False)
 
 for figure, effect, *interval in (
-    ("fig2-right", "combining costs µP more than u-µP by", -0.019, 0.024),
+    ("fig2-right", "combining the best of each line search costs µP more than u-µP by", -0.019, 0.024),
     ("fig10", "µP: the optimum of another row or column costs, mean over all pairs", 0.002, 0.047),
     ("fig11", "u-µP: the optimum of another row or column costs, mean over all pairs", 0.002, 0.025),
 ):

@@ -45,6 +45,13 @@ def test_a_program_that_does_as_the_plan_says_is_well(scheme: str) -> None:
     assert rules(groups(config), config) == []
 
 
+def test_numbers_as_explain_prints_them_are_well() -> None:
+    """0.0156 for 2^-6 was off by more than was allowed, and got the name of another rule."""
+    rounded = {name: lambda g, name=name: float(f"{g[name]:.3g}") for name in ("lr", "multiplier", "weight_decay")}
+    assert rules(groups(**rounded)) == []
+    assert rules(groups(multiplier=lambda g: 1.02 * g["multiplier"])) != []
+
+
 SHOWN = {  # the mistakes of the zoo that a file of groups can show, and the words that name the rule
     "hidden-lr-inverse": ["hidden LR is 1/fan_in: µP's, not u-µP's fan_in^-1/2"],
     "hidden-lr-1": ["hidden LR is 1: sp's, not u-µP's fan_in^-1/2"],

@@ -110,12 +110,12 @@ def claims(data: Data) -> Iterator[Claim]:
 
     mup, umup = (list(zip(*searches(where(data.runs, line=line)), strict=True)) for line in (MUP_SMALL, UMUP))
     harm, umup_harm = minus(mup[2], mup[1]), minus(umup[2], umup[1])
-    text = "combining the best of each line search costs"
+    text, alone = "combining the best of each line search costs", "with the learning rate alone tuned"
     for sentence, losses, criterion, paper in (
-        ("after the learning rate alone u-µP's loss is below µP's by", minus(mup[0], umup[0]), LOWER_LOSS, "below"),
+        (f"{alone}, u-µP's loss is below µP's by", minus(mup[0], umup[0]), LOWER_LOSS, "below"),
         (f"u-µP: {text}", umup_harm, LITTLE_HARM, "a slight degradation"),
         (f"µP: {text}", harm, REPORT, "very harmful"),
-        ("combining costs µP more than u-µP by", minus(harm, umup_harm), LESS_HARM, "more"),
+        (f"{text} µP more than u-µP by", minus(harm, umup_harm), LESS_HARM, "more"),
     ):
         yield claim(sentence, mean_interval(losses), criterion, paper=paper)
     for line, search in ((UMUP, umup), (MUP_SMALL, mup)):

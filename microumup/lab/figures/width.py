@@ -102,7 +102,7 @@ def fig5_claims(data: Data) -> Iterator[Claim]:
     """Judge what the rule for the embedding's learning rate is worth."""
     runs, widths = data.runs, values(data.runs, "width")
     for width in widths:
-        text = f"without the rule the lowest loss at width {width} is higher by"
+        text = f"without the embedding's learning rate rule the lowest loss at width {width} is higher by"
         higher = gap(*at(runs, UMUP, width), *at(runs, FIXED_EMB, width))
         yield claim(text, higher, WORSE_WITHOUT, paper="higher at large width")
     for line, criterion in ((UMUP, STAYS), (FIXED_EMB, REPORT)):
