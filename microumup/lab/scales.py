@@ -299,7 +299,8 @@ def plot(path: Path, rms: dict[int, dict[str, float]], title: str) -> None:
     for tensor in TENSORS if len(steps) > 1 else ():
         draw_along(axes[tensor], dict(rms), tensor, words=False)  # type: ignore[arg-type]
         axes[tensor].set(title=f"{tensor} of every linear", xlabel="step")
-    axes[steps[0]].set_ylabel("RMS")
+    low, high = axes[steps[0]].get_ylim()
+    axes[steps[0]].set(ylabel="RMS", ylim=(min(low, 2.0**-20), max(high, 2.0**17)))  # alike in most pictures
     keys = [axes[steps[0]].plot([], [], linestyle="none", **style)[0] for style in LINEAR_STYLES.values()]
     figure.legend(keys, LINEARS, loc="outside right center", title="a marker is a linear,\na layer each")
     figure.suptitle(title)
