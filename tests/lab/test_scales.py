@@ -86,7 +86,7 @@ def readout(A, A_backward, batch_tokens):
         ("cross_entropy", None, {"dx": 1.0}),
         ("cross_entropy", None, lambda scale: {"dx": scale.dx / (256 / sqrt(255))}),  # 1/b is dropped, and no more
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_scales_are_off_without_any_one_factor(monkeypatch, op, where, without):
     expected = expected_rms(SMALL)
