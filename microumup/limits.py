@@ -13,9 +13,10 @@ SMALLEST = {  # all else 1
     "vocab_size": 2, "seq_len": 2, "head_dim": 2, "width": 4, "base_width": 4, "seed": 0, "micro_batch": 0,
     "save_every": 0, "log_every": 0, "eval_every": 0, "log_scales": 0,
 }  # fmt: skip
-LARGEST = {  # whole numbers, past which nothing can be meant
+MANY = 10**9  # steps, say: more than anybody has time for
+LARGEST = {  # whole numbers, past which nothing can be meant; all else MANY
     "width": 2**20, "base_width": 2**20, "layers": 10_000, "base_layers": 10_000, "head_dim": 2**20, "seq_len": 2**24,
-    "vocab_size": 2**24, "batch_size": 2**24, "micro_batch": 2**24, "steps": 10**9, "seed": 2**64 - 1, "threads": 4096,
+    "vocab_size": 2**24, "batch_size": 2**24, "micro_batch": 2**24, "seed": 2**64 - 1, "threads": 4096,
 }  # fmt: skip
 USUAL = (1e-6, 1e6)  # of a hyperparameter: further from 1 float32 cannot hold what it multiplies
 SHARES = ("warmup", "weight_decay", "beta1", "beta2")
@@ -35,7 +36,7 @@ def check_least(options: object, **least: float) -> None:
     """Raise ValueError, naming the option, when an attribute of `options` is below its least value, is NaN, or counts
     more things than anybody has time for."""
     for name, bound in least.items():
-        value, most = getattr(options, name), LARGEST.get(name, 10**9)
+        value, most = getattr(options, name), LARGEST.get(name, MANY)
         if not value >= bound:
             raise ValueError(f"{option_name(name)}: {value} is too small; the least is {bound}")
         if type(value) is int and value > most:
@@ -75,7 +76,7 @@ def plain(name: str, kind: Any, value: Any) -> Any:
 def check_range(name: str, value: Any) -> None:
     """Raise ValueError for a number outside of what the option can be."""
     if type(value) is int:
-        low, high = SMALLEST.get(name, 1), LARGEST.get(name, 10**9)
+        low, high = SMALLEST.get(name, 1), LARGEST.get(name, MANY)
         if not low <= value <= high:
             which, bound = ("small; the least", low) if value < low else ("large; the most", high)
             raise ValueError(f"{option_name(name)}: {value} is too {which} is {bound}")

@@ -125,10 +125,11 @@ def prepare_wikitext(vocab_size: int, *, quiet: bool = True, say: Callable[..., 
                 say(f"{folder} is there already, and whole")
                 return
             fetched = {split: [download(file, folder.parent, bar) for file in of] for split, of in FILES.items()}
-            say(f"reading {sum(file.size for parts in FILES.values() for file in parts):,} bytes of {PREPARED}")
+            sources = [file for of in FILES.values() for file in of]
+            say(f"reading {sum(file.size for file in sources):,} bytes of {PREPARED}")
             texts = {split: partial(read_parquet, paths) for split, paths in fetched.items()}
             begun = folder.with_name(f".{folder.name}.begun")
-            token_files.make(begun, [file for parts in FILES.values() for file in parts], texts, vocab_size, bar)
+            token_files.make(begun, sources, texts, vocab_size, bar)
             begun.replace(folder)
             files.to_disk(folder.parent)
             say(f"wrote {folder}; the downloads beside it are only needed for another --vocab-size")

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from microumup import trainer
+from microumup.config import TrainConfig
+from microumup.data import Corpus
+from microumup.run_dir import RunDir
 from microumup.train import main
 
 Refused = Callable[[Callable[[list[str]], int], list[str]], str]
@@ -21,6 +24,12 @@ class KilledError(BaseException):
 
 def options(out: Path, text: Path, *more: str) -> list[str]:
     return [*SIZES, "--steps", "12", "--save-every", "4", "--text", str(text), "--out", str(out), "--quiet", *more]
+
+
+def made(out: Path | None, config: TrainConfig, corpus: Corpus) -> Path:
+    """A run that has been entered, and not begun."""
+    with RunDir.create(out, config, corpus) as run:
+        return run.path
 
 
 def killed(argv: list[str], at: int = 10) -> None:

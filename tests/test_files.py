@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from microumup import files
@@ -59,7 +59,6 @@ def test_json_is_json(tmp_path: Path) -> None:
     text.encode("ascii")
 
 
-@settings(max_examples=40)  # large trees: as many of them as take a second
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
                                                lambda x: st.lists(x) | st.dictionaries(st.text(), x))))  # fmt: skip
 def test_a_sealed_record_comes_back_and_no_other_does(record: dict[str, Any]) -> None:

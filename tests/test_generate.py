@@ -7,6 +7,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 from conftest import Refused
+from small_runs import made
 from test_corpora import SENTENCES
 
 from microumup import checkpoint
@@ -153,11 +154,6 @@ def test_a_directory_without_a_run_is_named(tmp_path: Path, refused: Refused) ->
 
 
 # ---- Tokenizers of runs ----
-
-
-def made(out: Path, config: TrainConfig, corpus: Corpus) -> Path:
-    with RunDir.create(out, config, corpus) as run:
-        return run.path
 
 
 def test_a_run_of_bytes_needs_no_file(tmp_path: Path, corpus: Corpus) -> None:

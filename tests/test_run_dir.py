@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Refused
+from small_runs import made
 
 from microumup import train
 from microumup.config import TrainConfig
@@ -16,11 +17,6 @@ from microumup.records import Command
 from microumup.run_dir import RunDir, load_config, read_config, read_metrics
 
 CONFIG = TrainConfig(width=32)
-
-
-def made(out: Path | None, config: TrainConfig, corpus: Corpus) -> Path:
-    with RunDir.create(out, config, corpus) as run:
-        return run.path
 
 
 # ---- config.json ----

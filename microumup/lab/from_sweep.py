@@ -1,7 +1,6 @@
 """`microumup train --from-sweep DIR`: the command train, with the learning rate that transfer finds in a sweep."""
 
 from dataclasses import replace
-from os.path import abspath
 from pathlib import Path
 
 from microumup import files, train
@@ -28,7 +27,7 @@ def tune(sweep_dir: Path, config: TrainConfig, has_lr: bool) -> tuple[TrainConfi
         found = predict(read_sweep(sweep_dir), {axis: getattr(config, axis) for axis in AXES})
     except NoEvidence as error:
         raise ValueError(f"--from-sweep: {error}") from None
-    here, there = (plain(c) | {"text": list(map(abspath, c.text))} for c in (config, found.target))
+    here, there = plain(config), plain(found.target)
     if other := [name for name in here if name not in OWN and here[name] != there[name]]:
         differs = f"{option_name(other[0])} is {show_value(here[other[0]])}, in the sweep {show_value(there[other[0]])}"
         raise ValueError(f"--from-sweep: {differs}; give the sweep's options: {command(found.target)}")

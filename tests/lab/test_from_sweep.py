@@ -60,5 +60,16 @@ def test_what_does_not_fit_the_sweep_is_refused(
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def test_a_text_beyond_a_link_is_not_that_of_the_sweep(argv: list[str], tmp_path: Path, refused: Refused) -> None:
+    """By its name `link/..` is the directory with the link in it: another text passed for the sweep's."""
+    (tmp_path / "there" / "deeper").mkdir(parents=True)
+    (tmp_path / "there" / "text.txt").write_text("another text " * 200)
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "deeper")
+    at = argv.index("--text") + 1
+    assert Path(argv[at]) == tmp_path / "text.txt"
+    error = refused(main, [*argv[:at], str(tmp_path / "link" / ".." / "text.txt"), *argv[at + 1 :]])
+    assert "--from-sweep: --text is " in error
+
+
 def test_the_module_alone_says_what_to_run(argv: list[str], refused: Refused) -> None:
     assert "--from-sweep: is read by microumup train" in refused(train.main, argv)
